@@ -1,0 +1,1 @@
+"""What this host offers: kernel features, system calls, cgroups, directories."""

@@ -1,0 +1,1 @@
+"""Profile to plan to running sandbox."""
