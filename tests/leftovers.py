@@ -1,0 +1,204 @@
+"""After each test: nothing it started, mounted, opened or wrote for osmoda is still there.
+
+`no_leftovers` compares what belonged to this test process before and after. It judges only what is this process's
+own, so that tests may run side by side: descendants (the test process adopts orphans, so none escapes), its
+descriptors, the runtime directory that each test has for itself, and new mounts and cgroups that no other process is
+using. What it finds it removes, so that one test's leak is one failure.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import os
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.worlds import XDG
+
+PR_SET_CHILD_SUBREAPER = 36
+# Seconds in which the kernel may finish taking down what a test has ended.
+PATIENCE = float(os.environ.get("OSMODA_TEST_PATIENCE", "3"))
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "orphans: the test leaves ended processes to init on purpose; here the test process reaps them"
+    )
+    libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+# What there is.
+
+
+def processes() -> dict[str, int]:
+    """Every descendant of this process: a line that describes it (it holds the start time) to its pid."""
+    parents: dict[int, tuple[int, str, str]] = {}
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            with contextlib.suppress(OSError), open(f"/proc/{entry}/stat", errors="replace") as file:
+                head, _, tail = file.read().rpartition(")")
+                fields = tail.split()
+                parents[int(entry)] = (int(fields[1]), head.partition("(")[2], f"{fields[0]}, started {fields[19]}")
+    mine = {os.getpid()}
+    found: dict[str, int] = {}
+    grown = True
+    while grown:
+        grown = False
+        for pid, (parent, name, state) in parents.items():
+            if parent in mine and pid not in mine:
+                mine.add(pid)
+                found[f"process {pid} ({name}, state {state})"] = pid
+                grown = True
+    return found
+
+
+def mounts() -> dict[str, str]:
+    """Every mount in view, but not those in another worker's directories: a line to its mount point."""
+    found = {}
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    with open("/proc/self/mountinfo", errors="surrogateescape") as file:
+        for line in file:
+            mount_id, _, _, _, point, *_, filesystem, source, _ = line.split()
+            if worker is None or "/popen-gw" not in point or f"/popen-{worker}/" in point:
+                found[f"mount {point} ({filesystem} of {source}, id {mount_id})"] = point
+    return found
+
+
+def cgroups() -> dict[str, str]:
+    """Every cgroup that osmoda made, in every hierarchy: a line to its directory."""
+    found = {}
+    for top, _, _ in os.walk("/sys/fs/cgroup"):
+        if "/osmoda" in top and not top.endswith("/osmoda"):
+            found[f"cgroup {top}"] = top
+    return found
+
+
+def descriptors() -> dict[str, int]:
+    """Every open file of this process."""
+    found = {}
+    for entry in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            found[f"descriptor {entry} ({os.readlink(f'/proc/self/fd/{entry}')})"] = int(entry)
+    return found
+
+
+def files(directory: Path) -> dict[str, Path]:
+    """Every file under a runtime directory; lock files stay by design, since removing one is a race."""
+    return {f"file {path}": path for path in directory.rglob("*") if not path.is_dir() and path.suffix != ".lock"}
+
+
+# And how to be rid of it.
+
+
+def end(pid: int) -> None:
+    """Kill it, and reap it if it is a child of this process (a grandchild becomes one when its parent has gone)."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, 0)
+
+
+def reap(pid: int) -> None:
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)
+
+
+def in_use_elsewhere(cgroup: str) -> bool:
+    """Whether processes other than this one's descendants live in the cgroup or below it."""
+    mine = {os.getpid(), *processes().values()}
+    for top, _, _ in os.walk(cgroup):
+        with contextlib.suppress(OSError), open(f"{top}/cgroup.procs") as file:
+            if any(int(line) not in mine for line in file):
+                return True
+    return False
+
+
+def remove_cgroup(cgroup: str) -> None:
+    with contextlib.suppress(OSError):
+        os.rmdir(cgroup)
+
+
+def unmount(point: str) -> None:
+    MNT_DETACH = 2
+    libc.umount2(os.fsencode(point), MNT_DETACH)
+
+
+class Watch:
+    """What there was at the start, and what is there beyond it now."""
+
+    def __init__(self, runtime: Path, *, adopts_orphans: bool) -> None:
+        self.runtime = runtime
+        self.adopts_orphans = adopts_orphans
+        self.before = self._lines()
+
+    def _lines(self) -> set[str]:
+        return {*processes(), *mounts(), *cgroups(), *descriptors(), *files(self.runtime)}
+
+    def leftovers(self) -> dict[str, Callable[[], None]]:
+        """Each leftover, with what removes it."""
+        new: dict[str, Callable[[], None]] = {}
+        for line, pid in processes().items():
+            # The state is part of the line, and a process from before the test may have changed it.
+            identity = line.partition(", state")[0], line.rpartition(", ")[2]
+            if any(known.startswith(identity[0]) and known.endswith(identity[1]) for known in self.before):
+                continue
+            if self.adopts_orphans and ", state Z" in line:
+                reap(pid)
+            else:
+                new[line] = lambda pid=pid: end(pid)
+        for line, point in mounts().items():
+            new[line] = lambda point=point: unmount(point)
+        for line, cgroup in cgroups().items():
+            if line not in self.before and not in_use_elsewhere(cgroup):
+                new[line] = lambda cgroup=cgroup: remove_cgroup(cgroup)
+        for line in descriptors():
+            new[line] = lambda: None
+        for line, path in files(self.runtime).items():
+            new[line] = lambda path=path: path.unlink(missing_ok=True)
+        return {line: remove for line, remove in new.items() if line not in self.before}
+
+    def settle(self) -> dict[str, Callable[[], None]]:
+        """The leftovers that are still there when the kernel and the garbage collector have had their time."""
+        left = self.leftovers()
+        if left:
+            gc.collect()
+        deadline = time.monotonic() + PATIENCE
+        while left and time.monotonic() < deadline:
+            time.sleep(0.02)
+            still = self.leftovers()
+            left = {line: remove for line, remove in still.items() if line in left or line.startswith("process")}
+        return left
+
+
+@pytest.fixture(scope="session")
+def _directories() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="osmoda-test-") as directory:
+        yield Path(directory)
+
+
+@pytest.fixture(autouse=True)
+def no_leftovers(request: pytest.FixtureRequest, _directories: Path) -> Iterator[None]:
+    """Give the test XDG directories of its own; fail it if it leaves anything behind."""
+    with tempfile.TemporaryDirectory(dir=_directories) as own, pytest.MonkeyPatch.context() as environment:
+        for variable, name in XDG.items():
+            folder = Path(own, name)
+            folder.mkdir(mode=0o700)
+            environment.setenv(variable, str(folder))
+        watch = Watch(
+            Path(own, XDG["XDG_RUNTIME_DIR"]), adopts_orphans=request.node.get_closest_marker("orphans") is not None
+        )
+        yield
+        left = watch.settle()
+        for _ in range(2):  # the second time for processes that have only now become this one's children
+            for remove in watch.leftovers().values() if left else ():
+                remove()
+        if left:
+            pytest.fail("the test left behind:\n  " + "\n  ".join(sorted(left)), pytrace=False)
