@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.worlds import XDG
+from tests.worlds import make_directories
 
 PR_SET_CHILD_SUBREAPER = 36
 # Seconds in which the kernel may finish taking down what a test has ended.
@@ -91,8 +91,8 @@ def descriptors() -> dict[str, int]:
 
 
 def files(directory: Path) -> dict[str, Path]:
-    """Every file under a runtime directory; lock files stay by design, since removing one is a race."""
-    return {f"file {path}": path for path in directory.rglob("*") if not path.is_dir() and path.suffix != ".lock"}
+    """Every file under a folder of runtime directories; the lock file of the uid leases stays by design."""
+    return {f"file {path}": path for path in directory.rglob("*") if not path.is_dir() and path.name != "uids"}
 
 
 # And how to be rid of it.
@@ -181,21 +181,24 @@ class Watch:
 @pytest.fixture(scope="session")
 def _directories() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="osmoda-test-") as directory:
+        os.chmod(directory, 0o711)
         yield Path(directory)
 
 
 @pytest.fixture(autouse=True)
-def no_leftovers(request: pytest.FixtureRequest, _directories: Path) -> Iterator[None]:
-    """Give the test XDG directories of its own; fail it if it leaves anything behind."""
+def no_leftovers(request: pytest.FixtureRequest, _directories: Path) -> Iterator[Path]:
+    """Give the test directories of its own for osmoda's files; fail it if it leaves anything behind.
+
+    The value is a folder for runtime directories, where every file counts as a leftover.
+    """
     with tempfile.TemporaryDirectory(dir=_directories) as own, pytest.MonkeyPatch.context() as environment:
-        for variable, name in XDG.items():
-            folder = Path(own, name)
-            folder.mkdir(mode=0o700)
-            environment.setenv(variable, str(folder))
-        watch = Watch(
-            Path(own, XDG["XDG_RUNTIME_DIR"]), adopts_orphans=request.node.get_closest_marker("orphans") is not None
-        )
-        yield
+        os.chmod(own, 0o711)
+        runtime = Path(own, "runtime")
+        runtime.mkdir(mode=0o711)
+        for variable, value in make_directories(runtime / "tests", Path(own)).items():
+            environment.setenv(variable, value)
+        watch = Watch(runtime, adopts_orphans=request.node.get_closest_marker("orphans") is not None)
+        yield runtime
         left = watch.settle()
         for _ in range(2):  # the second time for processes that have only now become this one's children
             for remove in watch.leftovers().values() if left else ():

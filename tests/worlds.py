@@ -29,7 +29,13 @@ ENTER_WORLD = Path(__file__).with_name("enter_world.py")
 FIRST_UID = 12345  # the user's uid; each worker of a parallel run has its own, counted up from here
 SECONDS = 60.0  # after which a command that a test runs is killed and the test fails
 
-XDG = {"XDG_RUNTIME_DIR": "run", "XDG_STATE_HOME": "state", "XDG_CACHE_HOME": "cache", "XDG_CONFIG_HOME": "config"}
+# Where an ordinary user's osmoda keeps its files, and where root's does in place of the system's directories.
+VARIABLES = {
+    "state": ("XDG_STATE_HOME", "OSMODA_STATE_DIR"),
+    "cache": ("XDG_CACHE_HOME", "OSMODA_CACHE_DIR"),
+    "config": ("XDG_CONFIG_HOME", "OSMODA_CONFIG_DIR"),
+    "runtime": ("XDG_RUNTIME_DIR", "OSMODA_RUNTIME_DIR"),
+}
 
 # What `World.call` runs in the fresh process.
 CALL = """
@@ -48,7 +54,7 @@ with open(int(channel), "wb") as answers:
 
 @dataclass(frozen=True)
 class World:
-    """Somebody to run things as. `tmp` is a directory of theirs, and `home` and the XDG directories lie in it."""
+    """Somebody to run things as. `tmp` is a directory of theirs, `home` lies in it."""
 
     name: str
     uid: int
@@ -159,7 +165,8 @@ class World:
                 os.chown(path, self.uid, self.gid, follow_symlinks=False)
 
     def _paths(self) -> list[str]:
-        return [str(REPOSITORY), sys.prefix, sys.base_prefix, sys.exec_prefix, str(self.tmp)]
+        runtime = self.environment.get("XDG_RUNTIME_DIR", str(self.tmp))
+        return [str(REPOSITORY), sys.prefix, sys.base_prefix, sys.exec_prefix, str(self.tmp), runtime]
 
 
 def worker_number() -> int:
@@ -167,8 +174,19 @@ def worker_number() -> int:
     return int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
 
 
-def make_world(name: str, tmp: Path) -> World:
-    """The world `name`, its `tmp` filled with a home and the XDG directories, all of them owned by its user."""
+def make_directories(runtime: Path, others: Path, *, for_root: bool | None = None) -> dict[str, str]:
+    """Make the directories that osmoda keeps files in, and give the variables that name them."""
+    variables = {}
+    for kind, (xdg, override) in VARIABLES.items():
+        folder = runtime if kind == "runtime" else others / kind
+        folder.mkdir(mode=0o700)
+        is_root = os.getuid() == 0 if for_root is None else for_root
+        variables[override if is_root else xdg] = str(folder)
+    return variables
+
+
+def make_world(name: str, tmp: Path, runtime: Path) -> World:
+    """The world `name`, its `tmp` filled with a home and osmoda's directories, all of them owned by its user."""
     mine = os.getuid()
     if name == "root" or mine != 0:
         uid, gid = mine, os.getgid()
@@ -181,27 +199,25 @@ def make_world(name: str, tmp: Path) -> World:
         "HOME": str(tmp / "home"),
         "LANG": "C.UTF-8",
         "TERM": "dumb",
-        **{variable: str(tmp / folder) for variable, folder in XDG.items()},
-        **{key: value for key, value in os.environ.items() if key.startswith("OSMODA_")},
+        **make_directories(runtime, tmp, for_root=uid == 0),
     }
-    for folder in ("home", *XDG.values()):
-        (tmp / folder).mkdir(mode=0o700)
+    (tmp / "home").mkdir(mode=0o700)
     tmp.chmod(0o755)
     world = World(name, uid, gid, tmp, environment)
     if uid != mine:
-        world.own(tmp)
+        world.own(tmp, runtime)
     return world
 
 
 @pytest.fixture(params=["root", "user"])
-def world(request: pytest.FixtureRequest) -> Iterator[World]:
+def world(request: pytest.FixtureRequest, no_leftovers: Path) -> Iterator[World]:
     """Root, and an ordinary user: each test that asks for it runs as both."""
     name: str = request.param
     if name == "root" and os.getuid() != 0:
         pytest.skip("needs to be root, which the test run is not: start it with sudo")
     tmp = Path(tempfile.mkdtemp(prefix="osmoda-world-"))
     try:
-        yield make_world(name, tmp)
+        yield make_world(name, tmp, no_leftovers / "world")
     finally:
         shutil.rmtree(tmp, onexc=_open_and_retry)
 

@@ -21,7 +21,9 @@ def outcome(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
 
     def run(body: str, mark: str = "") -> pytest.RunResult:
-        head = "import os, pathlib, subprocess, sys, time\nimport pytest\n"
+        head = "import os, pathlib, subprocess\nimport pytest\n"
+        head += "RUNTIME, STATE = 'OSMODA_RUNTIME_DIR', 'OSMODA_STATE_DIR'\n"
+        head += "if os.getuid() != 0:\n    RUNTIME, STATE = 'XDG_RUNTIME_DIR', 'XDG_STATE_HOME'\n"
         pytester.makepyfile(head + f"{mark}\ndef test_it(tmp_path):\n" + textwrap.indent(textwrap.dedent(body), "    "))
         return pytester.runpytest_subprocess("-p", "tests.leftovers", "-p", "no:cacheprovider", "-q")
 
@@ -33,7 +35,7 @@ def test_a_test_that_leaves_nothing_passes(outcome):
         subprocess.run(["true"], check=True)
         with open(tmp_path / "written", "w") as file:
             file.write("x")
-        pathlib.Path(os.environ["XDG_STATE_HOME"], "kept").touch()
+        pathlib.Path(os.environ[STATE], "kept").touch()
     """)
     result.assert_outcomes(passed=1)
 
@@ -75,9 +77,9 @@ def test_an_open_descriptor_is_named(outcome):
 
 
 def test_a_file_in_the_runtime_directory_is_named(outcome):
-    result = outcome("pathlib.Path(os.environ['XDG_RUNTIME_DIR'], 'socket').touch()")
+    result = outcome("pathlib.Path(os.environ[RUNTIME], 'socket').touch()")
     result.assert_outcomes(passed=1, errors=1)
-    result.stdout.fnmatch_lines(["*file */run/socket"])
+    result.stdout.fnmatch_lines(["*file */runtime/*/socket"])
 
 
 @needs_root
