@@ -22,7 +22,7 @@ else:
         Fields are the class's own annotations in order, after those of its bases; a class attribute of the same name is
         the default.
         """
-        own = tuple(cls.__dict__.get("__annotations__", ()))
+        own = tuple(name for name, kind in cls.__dict__.get("__annotations__", {}).items() if not kind.startswith("ClassVar"))
         inherited = ()
         for base in cls.__mro__[1:]:
             inherited = getattr(base, "__fields__", ())

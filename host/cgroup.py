@@ -1,0 +1,218 @@
+"""Control groups: a subtree for one sandbox, with its limits set before anything runs in it.
+
+v2 where the controllers are there (cgroups(7), Documentation/admin-guide/cgroup-v2.rst), else the v1 controllers. The group is made below
+the one this process is in, so a delegated subtree is enough and no other program's group is touched.
+"""
+
+from __future__ import annotations
+
+import posix
+
+from osmoda.host.frozen import frozen
+
+_ROOT = "/sys/fs/cgroup"
+_V1_NAMES = {"memory": "memory", "cpu": "cpu", "pids": "pids"}
+
+
+@frozen
+class Hierarchy:
+    """Where limits can be set: `places` pairs a controller with the directory new groups are made in."""
+
+    version: int
+    places: tuple[tuple[str, str], ...]
+
+    def has(self, controller: str) -> bool:
+        """Whether a limit of `controller` can be set here."""
+        return any(name == controller for name, _ in self.places)
+
+
+def find() -> Hierarchy:
+    """The hierarchy that this process may make groups in; without any, `places` is empty."""
+    unified, named = _own_groups()
+    v1 = []
+    for controller in ("memory", "cpu", "pids"):
+        if controller in named:
+            place = f"{_ROOT}/{controller}{named[controller]}".rstrip("/")
+            if _writable(place):
+                v1.append((controller, place))
+    if v1:
+        return Hierarchy(1, tuple(v1))
+    for mount in (_ROOT, _ROOT + "/unified"):
+        place = (mount + unified).rstrip("/")
+        available = _read(place + "/cgroup.controllers").split()
+        if available and _writable(place):
+            usable = tuple((name, place) for name in ("memory", "cpu", "pids") if name in available)
+            if usable:
+                return Hierarchy(2, usable)
+    return Hierarchy(0, ())
+
+
+def _own_groups() -> tuple[str, dict[str, str]]:
+    unified, named = "/", {}
+    for line in _read("/proc/self/cgroup").splitlines():
+        number, controllers, path = line.split(":", 2)
+        if number == "0":
+            unified = path
+        else:
+            for controller in controllers.split(","):
+                named[controller] = path
+    return unified, named
+
+
+def _writable(path: str) -> bool:
+    return posix.access(path, posix.W_OK | posix.X_OK)
+
+
+def _read(path: str) -> str:
+    try:
+        fd = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
+    except OSError:
+        return ""
+    try:
+        return posix.read(fd, 65536).decode()
+    finally:
+        posix.close(fd)
+
+
+def _write(path: str, value: str) -> None:
+    try:
+        fd = posix.open(path, posix.O_WRONLY | posix.O_CLOEXEC)
+        try:
+            posix.write(fd, value.encode())
+        finally:
+            posix.close(fd)
+    except OSError as error:
+        raise OSError(error.errno, f"write {value} to {path}: {posix.strerror(error.errno)}") from None
+
+
+def _mkdir(path: str) -> None:
+    try:
+        posix.mkdir(path, 0o755)
+    except OSError as error:
+        raise OSError(error.errno, f"mkdir {path}: {posix.strerror(error.errno)}") from None
+
+
+class Group:
+    """One sandbox's control group. Use `create`; `remove` when the last process is gone."""
+
+    def __init__(self, version: int, directories: tuple[str, ...]) -> None:
+        self.version = version
+        self.directories = directories
+
+    @classmethod
+    def create(cls, hierarchy: Hierarchy, name: str, memory: int, cpu: float, pids: int) -> Group:
+        """Make a group with its limits: bytes, cores, processes; 0 means no limit of that kind.
+
+        Raises OSError naming the file; nothing is left behind then.
+        """
+        made: list[str] = []
+        try:
+            if hierarchy.version == 2:
+                place = hierarchy.places[0][1]
+                _delegate(place, [c for c, wanted in (("memory", memory), ("cpu", cpu), ("pids", pids)) if wanted])
+                path = f"{place}/{name}"
+                _mkdir(path)
+                made.append(path)
+                if memory:
+                    _write(path + "/memory.max", str(memory))
+                    if posix.access(path + "/memory.swap.max", posix.W_OK):
+                        _write(path + "/memory.swap.max", "0")
+                    _write(path + "/memory.oom.group", "1")
+                if cpu:
+                    _write(path + "/cpu.max", f"{max(int(cpu * 100_000), 1000)} 100000")
+                if pids:
+                    _write(path + "/pids.max", str(pids))
+            else:
+                for controller, place in hierarchy.places:
+                    wanted = {"memory": memory, "cpu": cpu, "pids": pids}[controller]
+                    if not wanted:
+                        continue
+                    path = f"{place}/{name}"
+                    _mkdir(path)
+                    made.append(path)
+                    if controller == "memory":
+                        _write(path + "/memory.limit_in_bytes", str(memory))
+                        if posix.access(path + "/memory.memsw.limit_in_bytes", posix.W_OK):
+                            _write(path + "/memory.memsw.limit_in_bytes", str(memory))
+                    elif controller == "cpu":
+                        _write(path + "/cpu.cfs_quota_us", str(max(int(cpu * 100_000), 1000)))
+                    else:
+                        _write(path + "/pids.max", str(pids))
+        except OSError:
+            cls(hierarchy.version, tuple(made)).remove()
+            raise
+        return cls(hierarchy.version, tuple(made))
+
+    def open_for_join(self) -> tuple[int, ...]:
+        """Descriptors for `join`: opened here, used by the child (the v1 kernel stalls when another writes its pid)."""
+        name = "/cgroup.procs" if self.version == 2 else "/tasks"
+        return tuple([posix.open(path + name, posix.O_WRONLY | posix.O_CLOEXEC) for path in self.directories])
+
+    def oom_kills(self) -> int:
+        """How many processes of the group the kernel has killed for want of memory."""
+        for path in self.directories:
+            text = _read(path + ("/memory.events" if self.version == 2 else "/memory.oom_control"))
+            for line in text.splitlines():
+                if line.startswith("oom_kill "):
+                    return int(line.split()[1])
+        return 0
+
+    def pids_refused(self) -> int:
+        """How many forks the group's limit has refused."""
+        for path in self.directories:
+            for line in _read(path + "/pids.events").splitlines():
+                if line.startswith("max "):
+                    return int(line.split()[1])
+        return 0
+
+    def peak_memory(self) -> int:
+        """The group's highest memory use so far in bytes, 0 when the kernel does not say."""
+        for path in self.directories:
+            name = "/memory.peak" if self.version == 2 else "/memory.max_usage_in_bytes"
+            text = _read(path + name).strip()
+            if text.isdigit():
+                return int(text)
+        return 0
+
+    def processes(self) -> tuple[int, ...]:
+        """The pids in the group."""
+        return tuple({int(pid) for path in self.directories for pid in _read(path + "/cgroup.procs").split()})
+
+    def kill(self) -> None:
+        """SIGKILL to all in the group: `cgroup.kill` where the kernel has it, else until none is left to signal."""
+        if self.version == 2 and posix.access(self.directories[0] + "/cgroup.kill", posix.W_OK):
+            _write(self.directories[0] + "/cgroup.kill", "1")
+            return
+        for pid in self.processes():
+            try:
+                posix.kill(pid, 9)
+            except ProcessLookupError:
+                continue
+
+    def remove(self) -> bool:
+        """Remove the group; false while a process is still in it."""
+        for path in reversed(self.directories):
+            try:
+                posix.rmdir(path)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                if error.errno == 16:
+                    return False
+                raise
+        return True
+
+
+def _delegate(place: str, controllers: list[str]) -> None:
+    """Let groups below `place` have `controllers` (cgroup.subtree_control)."""
+    active = _read(place + "/cgroup.subtree_control").split()
+    missing = [f"+{name}" for name in controllers if name not in active]
+    if missing:
+        _write(place + "/cgroup.subtree_control", " ".join(missing))
+
+
+def join(descriptors: tuple[int, ...]) -> None:
+    """Move the calling process into the group whose `open_for_join` these are."""
+    for fd in descriptors:
+        posix.write(fd, b"0")
+        posix.close(fd)

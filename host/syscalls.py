@@ -1,0 +1,404 @@
+"""Linux system calls that Python lacks: one thin function each, under the call's own name.
+
+Each raises `OSError` whose message is the call and the object, so that a person sees `move_mount /usr: Permission denied`
+and not a number. Calls go through libc's `syscall(2)` with the numbers of x86-64 or aarch64. `_ctypes` is used without
+its Python half, which would cost 4 ms at every launch; the foreign call keeps the interpreter's lock, so these
+are for single-threaded processes (the monitor, the launcher, pid 1 of a sandbox).
+"""
+
+from __future__ import annotations
+
+import posix
+from _ctypes import (  # type: ignore[attr-defined]
+    FUNCFLAG_CDECL,
+    FUNCFLAG_PYTHONAPI,
+    FUNCFLAG_USE_ERRNO,
+    Array,
+    CFuncPtr,
+    _SimpleCData,
+    addressof,
+    dlopen,
+    dlsym,
+    get_errno,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
+
+# --- numbers: everything since 5.1 is the same on every architecture, the older ones are not ---
+_MACHINE = posix.uname().machine
+_X86 = _MACHINE == "x86_64"
+if not _X86 and _MACHINE != "aarch64":
+    raise ImportError(f"osmoda knows the system calls of x86_64 and aarch64, not of {_MACHINE}")
+
+_MOUNT = 165 if _X86 else 40
+_UMOUNT2 = 166 if _X86 else 39
+_PIVOT_ROOT = 155 if _X86 else 41
+_PRCTL = 157 if _X86 else 167
+_CAPSET = 126 if _X86 else 91
+_KEYCTL = 250 if _X86 else 219
+_SECCOMP = 317 if _X86 else 277
+_SETHOSTNAME = 170 if _X86 else 161
+_PRLIMIT64 = 302 if _X86 else 261
+_WAIT4 = 61 if _X86 else 260
+_PIDFD_SEND_SIGNAL = 424
+_OPEN_TREE = 428
+_MOVE_MOUNT = 429
+_FSOPEN = 430
+_FSCONFIG = 431
+_FSMOUNT = 432
+_CLONE3 = 435
+_CLOSE_RANGE = 436
+_OPENAT2 = 437
+_MOUNT_SETATTR = 442
+_LANDLOCK_CREATE_RULESET = 444
+_LANDLOCK_ADD_RULE = 445
+_LANDLOCK_RESTRICT_SELF = 446
+
+AT_FDCWD = -100
+AT_RECURSIVE = 0x8000
+AT_EMPTY_PATH = 0x1000
+
+CLONE_NEWNS = 0x00020000
+CLONE_NEWCGROUP = 0x02000000
+CLONE_NEWUTS = 0x04000000
+CLONE_NEWIPC = 0x08000000
+CLONE_NEWUSER = 0x10000000
+CLONE_NEWPID = 0x20000000
+CLONE_NEWNET = 0x40000000
+CLONE_PIDFD = 0x00001000
+CLONE_INTO_CGROUP = 0x200000000
+
+OPEN_TREE_CLONE = 1
+OPEN_TREE_CLOEXEC = posix.O_CLOEXEC
+MOVE_MOUNT_F_EMPTY_PATH = 0x4
+MOVE_MOUNT_T_EMPTY_PATH = 0x40
+FSOPEN_CLOEXEC = 1
+FSMOUNT_CLOEXEC = 1
+FSCONFIG_SET_FLAG = 0
+FSCONFIG_SET_STRING = 1
+FSCONFIG_SET_FD = 5
+FSCONFIG_CMD_CREATE = 6
+
+MOUNT_ATTR_RDONLY = 0x1
+MOUNT_ATTR_NOSUID = 0x2
+MOUNT_ATTR_NODEV = 0x4
+MOUNT_ATTR_NOEXEC = 0x8
+MOUNT_ATTR_IDMAP = 0x00100000
+
+MS_REC = 0x4000
+MS_PRIVATE = 0x40000
+MS_SLAVE = 0x80000
+MNT_DETACH = 2
+
+RESOLVE_NO_MAGICLINKS = 0x02
+RESOLVE_NO_SYMLINKS = 0x04
+RESOLVE_BENEATH = 0x08
+
+PR_SET_PDEATHSIG = 1
+PR_SET_DUMPABLE = 4
+PR_SET_NAME = 15
+PR_CAPBSET_DROP = 24
+PR_SET_SECUREBITS = 28
+PR_SET_CHILD_SUBREAPER = 36
+PR_SET_NO_NEW_PRIVS = 38
+
+SECCOMP_SET_MODE_FILTER = 1
+SECCOMP_GET_ACTION_AVAIL = 2
+SECCOMP_GET_NOTIF_SIZES = 3
+SECCOMP_FILTER_FLAG_NEW_LISTENER = 0x8
+SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV = 0x20
+
+LANDLOCK_CREATE_RULESET_VERSION = 1
+LANDLOCK_RULE_PATH_BENEATH = 1
+LANDLOCK_RULE_NET_PORT = 2
+
+KEYCTL_JOIN_SESSION_KEYRING = 1
+_LINUX_CAPABILITY_VERSION_3 = 0x20080522
+
+
+class _Long(_SimpleCData):  # type: ignore[misc]
+    _type_ = "l"
+
+
+class _Int(_SimpleCData):  # type: ignore[misc]
+    _type_ = "i"
+
+
+class _Pointer(_SimpleCData):  # type: ignore[misc]
+    """Takes an int of up to 64 bits, bytes (their address) or None, as a register's worth."""
+
+    _type_ = "P"
+
+
+class _U64Pair(Array):  # type: ignore[misc]
+    _type_ = _Long
+    _length_ = 2
+
+
+class _Usage(Array):  # type: ignore[misc]
+    """struct rusage: two timevals, then fourteen longs of which the first is ru_maxrss."""
+
+    _type_ = _Long
+    _length_ = 18
+
+
+class _Syscall(CFuncPtr):  # type: ignore[misc]
+    _flags_ = FUNCFLAG_CDECL | FUNCFLAG_USE_ERRNO | FUNCFLAG_PYTHONAPI
+    _restype_ = _Long
+
+
+class _Address(CFuncPtr):  # type: ignore[misc]
+    _flags_ = FUNCFLAG_CDECL | FUNCFLAG_PYTHONAPI
+    _restype_ = _Long
+
+
+_libc = dlopen(None, 2)
+_syscall = _Syscall(dlsym(_libc, "syscall"))
+_syscall.argtypes = (_Long, _Pointer, _Pointer, _Pointer, _Pointer, _Pointer, _Pointer)
+_memset = _Address(dlsym(_libc, "memset"))
+_memset.argtypes = (_Pointer, _Int, _Long)
+_memcpy = _Address(dlsym(_libc, "memcpy"))
+_memcpy.argtypes = (_Pointer, _Pointer, _Long)
+
+
+def _fail(call: str, what: object = "") -> NoReturn:
+    number = get_errno()
+    text = what.decode(errors="backslashreplace") if isinstance(what, bytes) else str(what)
+    raise OSError(number, f"{call} {text}".rstrip() + f": {posix.strerror(number)}")
+
+
+def _u64(*values: int) -> bytes:
+    return b"".join([(value & 0xFFFFFFFFFFFFFFFF).to_bytes(8, "little") for value in values])
+
+
+def address_of(data: bytes) -> int:
+    """The address of the bytes themselves; valid while the caller keeps them."""
+    return int(_memcpy(data, data, 0))
+
+
+# --- processes ---
+
+
+def clone3(flags: int, exit_signal: int, cgroup: int = -1) -> tuple[int, int]:
+    """Clone this process: (pid, pidfd) in the parent, (0, -1) in the child (clone3(2)).
+
+    The child runs on in this interpreter, with none of the fork handlers: only a single-threaded process may do it.
+    `cgroup` is a cgroup v2 directory's descriptor to start the child in.
+    """
+    pidfd = _Int(-1)
+    if cgroup >= 0:
+        flags |= CLONE_INTO_CGROUP
+    args = _u64(flags | CLONE_PIDFD, addressof(pidfd), 0, 0, exit_signal, 0, 0, 0, 0, 0, max(cgroup, 0))
+    pid = _syscall(_CLONE3, args, len(args), 0, 0, 0, 0)
+    if pid < 0:
+        _fail("clone3")
+    return int(pid), int(pidfd.value) if pid else -1
+
+
+def pidfd_send_signal(pidfd: int, number: int) -> None:
+    if _syscall(_PIDFD_SEND_SIGNAL, pidfd, number, None, 0, 0, 0) < 0:
+        _fail("pidfd_send_signal")
+
+
+def wait4(pid: int, options: int) -> tuple[int, int, float, float, int]:
+    """Wait for a child: its pid and status, user and system seconds, peak memory in bytes (wait4(2)).
+
+    `os.wait4` imports the module `resource` when it is first used, which pid 1 of a sandbox no longer can.
+    """
+    status = _Int()
+    usage = _Usage()
+    result = _syscall(_WAIT4, pid, addressof(status), options, addressof(usage), 0, 0)
+    if result < 0:
+        _fail("wait4", pid)
+    user, system = usage[0] + usage[1] / 1e6, usage[2] + usage[3] / 1e6
+    return int(result), int(status.value) & 0xFFFFFFFF, user, system, int(usage[4]) * 1024
+
+
+def prctl(option: int, arg2: int = 0, arg3: int = 0, arg4: int = 0, arg5: int = 0) -> int:
+    result = _syscall(_PRCTL, option, arg2, arg3, arg4, arg5, 0)
+    if result < 0:
+        _fail("prctl", option)
+    return int(result)
+
+
+def prctl_set_name(name: bytes) -> None:
+    """Set the thread's name, 15 bytes at most (PR_SET_NAME)."""
+    _syscall(_PRCTL, PR_SET_NAME, name[:15] + b"\0", 0, 0, 0, 0)
+
+
+def drop_bounding_set(last: int) -> None:
+    """Drop capabilities 0..`last` from the bounding set (capabilities(7))."""
+    for capability in range(last + 1):
+        if _syscall(_PRCTL, PR_CAPBSET_DROP, capability, 0, 0, 0, 0) < 0:
+            _fail("prctl PR_CAPBSET_DROP", capability)
+
+
+def capset_none() -> None:
+    """Give up every effective, permitted and inheritable capability (capset(2))."""
+    header = _LINUX_CAPABILITY_VERSION_3.to_bytes(8, "little")
+    if _syscall(_CAPSET, header, bytes(24), 0, 0, 0, 0) < 0:
+        _fail("capset")
+
+
+def prlimit_self(resource: int, soft: int, hard: int) -> None:
+    """Set a limit of this process; -1 is RLIM_INFINITY (prlimit(2))."""
+    if _syscall(_PRLIMIT64, 0, resource, _u64(soft, hard), None, 0, 0) < 0:
+        _fail("prlimit", resource)
+
+
+def prlimit_get(resource: int) -> tuple[int, int]:
+    """The soft and hard limit of this process; -1 is RLIM_INFINITY (prlimit(2))."""
+    limits = _U64Pair()
+    if _syscall(_PRLIMIT64, 0, resource, None, addressof(limits), 0, 0) < 0:
+        _fail("prlimit", resource)
+    return int(limits[0]), int(limits[1])
+
+
+def sethostname(name: bytes) -> None:
+    if _syscall(_SETHOSTNAME, name, len(name), 0, 0, 0, 0) < 0:
+        _fail("sethostname", name)
+
+
+def keyctl_join_session_keyring() -> None:
+    """Leave the caller's session keyring for a new, empty one (keyctl(2)); a kernel without keyrings has none to leave."""
+    if _syscall(_KEYCTL, KEYCTL_JOIN_SESSION_KEYRING, None, 0, 0, 0, 0) < 0 and get_errno() != 38:
+        _fail("keyctl join_session_keyring")
+
+
+def close_range(first: int, last: int) -> None:
+    """Close descriptors `first` to `last`, both included (close_range(2))."""
+    if first <= last and _syscall(_CLOSE_RANGE, first, last, 0, 0, 0, 0) < 0:
+        _fail("close_range")
+
+
+def overwrite(address: int, length: int, text: bytes) -> None:
+    """Fill `length` bytes of this process's memory with zeros, then put `text` (cut to fit) at their start."""
+    _memset(address, 0, length)
+    text = text[: length - 1]
+    _memcpy(address, text, len(text))
+
+
+# --- files and mounts ---
+
+
+def openat2(dirfd: int, path: bytes, flags: int, resolve: int = 0, mode: int = 0) -> int:
+    """Open with rules for how `path` may be resolved (openat2(2))."""
+    how = _u64(flags | posix.O_CLOEXEC, mode, resolve)
+    fd = _syscall(_OPENAT2, dirfd, path, how, len(how), 0, 0)
+    if fd < 0:
+        _fail("open", path)
+    return int(fd)
+
+
+def open_tree(dirfd: int, path: bytes, flags: int) -> int:
+    """A descriptor of a mount or, with OPEN_TREE_CLONE, of a detached copy of it (open_tree(2))."""
+    fd = _syscall(_OPEN_TREE, dirfd, path, flags | OPEN_TREE_CLOEXEC, 0, 0, 0)
+    if fd < 0:
+        _fail("open_tree", path)
+    return int(fd)
+
+
+def move_mount(from_fd: int, to_dirfd: int, to_path: bytes) -> None:
+    """Attach the detached mount `from_fd` at `to_path` (the empty path is `to_dirfd` itself) (move_mount(2))."""
+    flags = MOVE_MOUNT_F_EMPTY_PATH | (0 if to_path else MOVE_MOUNT_T_EMPTY_PATH)
+    if _syscall(_MOVE_MOUNT, from_fd, b"", to_dirfd, to_path, flags, 0) < 0:
+        _fail("move_mount", to_path)
+
+
+def mount_setattr(dirfd: int, attr_set: int, attr_clr: int = 0, userns_fd: int = 0, recursive: bool = False) -> None:
+    """Change the attributes of the mount at `dirfd`, with `recursive` of all below it (mount_setattr(2))."""
+    attr = _u64(attr_set, attr_clr, 0, userns_fd)
+    flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
+    if _syscall(_MOUNT_SETATTR, dirfd, b"", flags, attr, len(attr), 0) < 0:
+        _fail("mount_setattr")
+
+
+def fsmount(fstype: bytes, options: tuple[tuple[bytes, bytes | None], ...], attributes: int) -> int:
+    """A new, detached file system of type `fstype` (fsopen(2), fsconfig(2), fsmount(2))."""
+    context = _syscall(_FSOPEN, fstype, FSOPEN_CLOEXEC, 0, 0, 0, 0)
+    if context < 0:
+        _fail("fsopen", fstype)
+    try:
+        for key, value in options:
+            command = FSCONFIG_SET_FLAG if value is None else FSCONFIG_SET_STRING
+            if _syscall(_FSCONFIG, context, command, key, value, 0, 0) < 0:
+                _fail("fsconfig", fstype + b" " + key + (b"" if value is None else b"=" + value))
+        if _syscall(_FSCONFIG, context, FSCONFIG_CMD_CREATE, None, None, 0, 0) < 0:
+            _fail("fsconfig", b"create " + fstype)
+        fd = _syscall(_FSMOUNT, context, FSMOUNT_CLOEXEC, attributes, 0, 0, 0)
+        if fd < 0:
+            _fail("fsmount", fstype)
+        return int(fd)
+    finally:
+        posix.close(context)
+
+
+def mount_private() -> None:
+    """Make every mount of this namespace private: nothing done here reaches the host (mount(2))."""
+    if _syscall(_MOUNT, None, b"/", None, MS_REC | MS_PRIVATE, None, 0) < 0:
+        _fail("mount", b"/ private")
+
+
+def mount(source: bytes, target: bytes, fstype: bytes, flags: int, options: bytes) -> None:
+    """mount(2), for the places where the descriptor-based calls are not enough."""
+    if _syscall(_MOUNT, source, target, fstype, flags, options, 0) < 0:
+        _fail("mount", fstype + b" " + target)
+
+
+def umount2(path: bytes, flags: int) -> None:
+    if _syscall(_UMOUNT2, path, flags, 0, 0, 0, 0) < 0:
+        _fail("umount2", path)
+
+
+def pivot_root(new: bytes, old: bytes) -> None:
+    if _syscall(_PIVOT_ROOT, new, old, 0, 0, 0, 0) < 0:
+        _fail("pivot_root", new)
+
+
+# --- Landlock and seccomp ---
+
+
+def landlock_abi() -> int:
+    """The Landlock ABI of this kernel; 0 when it has none or it is switched off (landlock(7))."""
+    result = _syscall(_LANDLOCK_CREATE_RULESET, None, 0, LANDLOCK_CREATE_RULESET_VERSION, 0, 0, 0)
+    return max(int(result), 0)
+
+
+def landlock_create_ruleset(handled_fs: int, handled_net: int, scoped: int, abi: int) -> int:
+    attr = _u64(handled_fs, handled_net, scoped)[: 8 if abi < 4 else 16 if abi < 6 else 24]
+    fd = _syscall(_LANDLOCK_CREATE_RULESET, attr, len(attr), 0, 0, 0, 0)
+    if fd < 0:
+        _fail("landlock_create_ruleset")
+    return int(fd)
+
+
+def landlock_add_path(ruleset: int, access: int, fd: int, what: bytes) -> None:
+    attr = _u64(access) + (fd & 0xFFFFFFFF).to_bytes(4, "little")
+    if _syscall(_LANDLOCK_ADD_RULE, ruleset, LANDLOCK_RULE_PATH_BENEATH, attr, 0, 0, 0) < 0:
+        _fail("landlock_add_rule", what)
+
+
+def landlock_add_port(ruleset: int, access: int, port: int) -> None:
+    if _syscall(_LANDLOCK_ADD_RULE, ruleset, LANDLOCK_RULE_NET_PORT, _u64(access, port), 0, 0, 0) < 0:
+        _fail("landlock_add_rule port", port)
+
+
+def landlock_restrict_self(ruleset: int) -> None:
+    if _syscall(_LANDLOCK_RESTRICT_SELF, ruleset, 0, 0, 0, 0, 0) < 0:
+        _fail("landlock_restrict_self")
+
+
+def seccomp_action_available(action: int) -> bool:
+    """Whether filters may return `action` (seccomp(2), SECCOMP_GET_ACTION_AVAIL)."""
+    return bool(_syscall(_SECCOMP, SECCOMP_GET_ACTION_AVAIL, 0, action.to_bytes(4, "little"), 0, 0, 0) == 0)
+
+
+def seccomp_set_filter(program: bytes, flags: int) -> int:
+    """Install a filter; with NEW_LISTENER returns the listener's descriptor, else 0 (seccomp(2))."""
+    fprog = (len(program) // 8).to_bytes(8, "little") + _u64(address_of(program))
+    result = _syscall(_SECCOMP, SECCOMP_SET_MODE_FILTER, flags, fprog, 0, 0, 0)
+    if result < 0:
+        _fail("seccomp")
+    return int(result)

@@ -1,0 +1,223 @@
+"""The child's half of a launch: apply the plan, start the command, then be pid 1 until nothing is left.
+
+It runs in the interpreter that the parent cloned. Nothing may be imported here: after pivot_root the standard library is gone.
+
+Messages to the parent, on a SOCK_SEQPACKET pair, by their first byte: `L` the seccomp listener and the pty master (descriptors), `P` a
+pidfd of the command, `Z` the command was stopped, `S` the last process is gone (wait status, CPU times, peak memory), `E` a step
+failed (its index, errno, text).
+"""
+
+from __future__ import annotations
+
+import _socket
+import fcntl
+import marshal
+import posix
+
+from osmoda.host import cgroup, syscalls
+from osmoda.host.frozen import frozen
+from osmoda.sandbox.operations import confinement
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+    from osmoda.sandbox.operations import Operation, Setup
+
+_CONTROL = 3
+_LEASE = 4
+# What Python ignores (SIGPIPE, SIGXFSZ), and what job control needs, start from the default in the command.
+_DEFAULTED = (2, 3, 13, 15, 17, 18, 20, 21, 22, 25, 28)
+COMMAND = -1
+
+
+@frozen
+class Command:
+    """What to run inside: `argv[0]` is looked up in the PATH of `environment`, below the sandbox's root.
+
+    `stdin`, `stdout` and `stderr` are descriptors of the caller's; those in `terminals` (0, 1, 2) become the sandbox's own pty.
+    """
+
+    argv: tuple[str, ...]
+    environment: tuple[tuple[str, str], ...]
+    directory: bytes
+    stdin: int
+    stdout: int
+    stderr: int
+    terminals: tuple[int, ...]
+
+
+def enter(
+    operations: tuple[Operation, ...],
+    setup: Setup,
+    command: Command,
+    control: _socket.socket,
+    groups: tuple[int, ...],
+    lease: int,
+    mapped: bool,
+    title: bytes,
+) -> NoReturn:
+    """Everything the child does; never returns and never raises."""
+    step = 0
+    try:
+        syscalls.prctl(syscalls.PR_SET_PDEATHSIG, 9)
+        if mapped:
+            # The parent writes the id maps; an end of file means that it died before the line above.
+            if control.recv(1) != b"M":
+                posix._exit(125)
+        elif _closed(control):
+            posix._exit(125)
+        cgroup.join(groups)
+        _take_stdio(command, control.fileno(), lease)
+        control = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, _CONTROL)
+        for step, operation in enumerate(operations):
+            if type(operation) is confinement.Capabilities:
+                _retitle(title)
+            operation.apply(setup)
+            if operation.layer == "seccomp":
+                _send(control, b"L", setup.listener, setup.master)
+        step = COMMAND
+        pid = _spawn(command, setup.slave)
+        syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
+        pidfd = posix.pidfd_open(pid)
+        _send(control, b"P", pidfd)
+        _give_up_stdio()
+        _reap(pid, control, bool(command.terminals))
+    except OSError as error:
+        text = error.strerror or "failed"
+        _report(control, step, error.errno or 0, text)
+    except BaseException as error:
+        _report(control, step, 0, f"{type(error).__name__}: {error}")
+    finally:
+        posix._exit(125)
+
+
+def _closed(control: _socket.socket) -> bool:
+    try:
+        return control.recv(1, _socket.MSG_DONTWAIT | _socket.MSG_PEEK) == b""
+    except BlockingIOError:
+        return False
+
+
+def _take_stdio(command: Command, control: int, lease: int) -> None:
+    """Put the command's streams at 0, 1, 2, the control socket at 3 and the lease at 4; close all else but what is set up."""
+    # The sources may lie in each other's way: move them above everything first.
+    if (command.stdin, command.stdout, command.stderr) != (0, 1, 2):
+        moved = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 64) for fd in (command.stdin, command.stdout, command.stderr)]
+        keep = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 64) for fd in (control, lease) if fd >= 0]
+        for target, fd in enumerate(moved):
+            posix.dup2(fd, target)
+    else:
+        keep = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 64) for fd in (control, lease) if fd >= 0]
+    for target, fd in zip((_CONTROL, _LEASE), keep, strict=False):
+        posix.dup2(fd, target, inheritable=False)
+
+
+def _send(control: _socket.socket, kind: bytes, *descriptors: int) -> None:
+    """Send descriptors (those that are not -1) and close them here."""
+    real = [fd for fd in descriptors if fd >= 0]
+    packed = b"".join([fd.to_bytes(4, "little") for fd in real])
+    flags = bytes([fd >= 0 for fd in descriptors])
+    control.sendmsg([kind + flags], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, packed)] if real else [])
+    for fd in real:
+        posix.close(fd)
+
+
+def _report(control: _socket.socket, step: int, number: int, text: str) -> None:
+    try:
+        control.send(b"E" + marshal.dumps((step, number, text)))
+    except OSError:
+        # The parent is gone, and with it whoever could be told.
+        posix._exit(125)
+
+
+def _retitle(title: bytes) -> None:
+    """Overwrite the command line, which would show the launcher's arguments in the sandbox's /proc/1/cmdline."""
+    syscalls.prctl_set_name(b"osmoda-init")
+    if _argv_area is not None:
+        start, end = _argv_area
+        syscalls.overwrite(start, end - start, title)
+
+
+def _find_argv_area() -> tuple[int, int] | None:
+    """Where the kernel reads this process's arguments (proc_pid_stat(5), fields 48 and 49)."""
+    fd = posix.open(b"/proc/self/stat", posix.O_RDONLY | posix.O_CLOEXEC)
+    fields = posix.read(fd, 4096).rpartition(b")")[2].split()
+    posix.close(fd)
+    start, end = int(fields[45]), int(fields[46])
+    return (start, end) if 0 < start < end else None
+
+
+_argv_area = _find_argv_area()
+
+
+def _spawn(command: Command, slave: bytes) -> int:
+    environment = dict(command.environment)
+    try:
+        posix.chdir(command.directory)
+    except OSError as error:
+        what = command.directory.decode(errors="backslashreplace")
+        raise OSError(error.errno, f"chdir {what}: {posix.strerror(error.errno)}") from None
+    actions: list[tuple[int, ...] | tuple[int, int, bytes, int, int]] = []
+    if command.terminals and not slave:
+        raise OSError(25, "the terminal was not set up")
+    for fd in command.terminals:
+        # Opened by a session leader without a terminal, the first becomes its controlling one.
+        actions.append((posix.POSIX_SPAWN_OPEN, fd, slave, posix.O_RDWR, 0))
+    program = _find(command.argv[0], environment.get("PATH", ""))
+    try:
+        return posix.posix_spawn(
+            program,
+            command.argv,
+            environment,
+            file_actions=actions,  # type: ignore[arg-type]
+            setsid=True,
+            setsigmask=(),
+            setsigdef=_DEFAULTED,
+        )
+    except OSError as error:
+        raise OSError(error.errno, f"execve {program}: {posix.strerror(error.errno)}") from None
+
+
+def _find(name: str, path: str) -> str:
+    """The program that execvp(3) would take: the first executable file of that name in `path`."""
+    if "/" in name:
+        return name
+    found = 2
+    for folder in path.split(":"):
+        candidate = f"{folder or '.'}/{name}"
+        try:
+            status = posix.stat(candidate)
+        except OSError:
+            continue
+        if status.st_mode & 0o170000 == 0o100000:
+            if status.st_mode & 0o111:
+                return candidate
+            found = 13
+    raise OSError(found, f"execve {name}: {posix.strerror(found)}")
+
+
+def _give_up_stdio() -> None:
+    """Let go of the command's streams: a reader must see their end when the command is gone, not when pid 1 is."""
+    syscalls.close_range(0, 2)
+
+
+def _reap(main: int, control: _socket.socket, stops: bool) -> NoReturn:
+    """Reap as pid 1 until the command ends, then end the rest, tell the parent, and exit."""
+    options = posix.WUNTRACED if stops else 0
+    while True:
+        pid, status, user, system, peak = syscalls.wait4(-1, options)
+        if pid != main:
+            continue
+        if posix.WIFSTOPPED(status):
+            control.send(b"Z")
+            continue
+        break
+    try:
+        posix.kill(-1, 9)
+        while True:
+            posix.waitpid(-1, 0)
+    except (ChildProcessError, ProcessLookupError):
+        # No process but this one is left.
+        control.send(b"S" + marshal.dumps((status, user, system, peak)))
+    posix._exit(0)

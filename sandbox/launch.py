@@ -1,0 +1,208 @@
+"""The parent's half of a launch: prepare what needs the caller's rights, clone, map ids.
+
+Standard library and `_ctypes` only, and few of those: this runs at every start. The process must be single-threaded: a parent-death
+signal comes when the *thread* that cloned exits, and the child goes on in this interpreter.
+"""
+
+from __future__ import annotations
+
+import _signal
+import _socket
+import posix
+
+from osmoda.host import cgroup, syscalls
+from osmoda.sandbox import init, lease
+from osmoda.sandbox.errors import LaunchError
+from osmoda.sandbox.operations import Setup, isolation, mounting
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from osmoda.sandbox.init import Command
+    from osmoda.sandbox.plan import Plan
+
+# 32 and 33 belong to the C library's threads.
+_ALL_SIGNALS = (*range(1, 32), *range(34, 65))
+_SIGCHLD = 17
+
+
+class Launched:
+    """A cloned child that is setting itself up: what the monitor watches. All descriptors are the monitor's to close."""
+
+    __slots__ = ("command", "control", "group", "identity", "lease", "pid", "pidfd", "plan")
+
+    def __init__(
+        self,
+        plan: Plan,
+        command: Command,
+        identity: str,
+        pid: int,
+        pidfd: int,
+        control: _socket.socket,
+        group: cgroup.Group | None,
+        lease: int,
+    ) -> None:
+        self.plan = plan
+        self.command = command
+        self.identity = identity
+        self.pid = pid
+        self.pidfd = pidfd
+        self.control = control
+        self.group = group
+        self.lease = lease
+
+
+_counter = 0
+
+
+def new_identity() -> str:
+    """A name for one run, unique on this host while it lasts: the monitor's pid and a number."""
+    global _counter
+    _counter += 1
+    return f"{posix.getpid():x}-{_counter:x}"
+
+
+def launch(plan: Plan, command: Command, workspace: bytes, layer: bytes, identity: str) -> Launched:
+    """Clone the child that will run `command` under `plan`.
+
+    `workspace` is the canonical path of the workspace (empty for none), `layer` the directory of its overlay's layer (holding
+    `upper` and `work`). The child reports by messages (see init.py); a failure of its set-up comes there. Raises LaunchError when
+    the parent's part fails; nothing is left behind then.
+    """
+    _refuse_directories(command)
+    _refuse_threads()
+    release: list[int] = []
+    group: cgroup.Group | None = None
+    control = inner = None
+    try:
+        own_uid = any(type(op) is isolation.Identity and op.own_host_uid for op in plan.operations)
+        uid, held = lease.acquire() if own_uid else (posix.geteuid(), -1)
+        gid = uid if own_uid else posix.getegid()
+        setup = Setup(workspace, layer, uid, gid, bool(command.terminals))
+        if own_uid:
+            _prepare_trees(plan, setup, release)
+        if plan.memory or plan.cpu or plan.pids:
+            group = _make_group(plan, identity)
+        joins = group.open_for_join() if group else ()
+        release.extend(joins)
+        control, inner = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
+        title = f"osmoda-init {identity} tier-{plan.tier} {plan.name}".encode(errors="replace")
+        before = _signal.pthread_sigmask(_signal.SIG_BLOCK, _ALL_SIGNALS)
+        try:
+            pid, pidfd = syscalls.clone3(plan.unshared, _SIGCHLD)
+            if pid == 0:
+                control.close()
+                init.enter(plan.operations, setup, command, inner, joins, held, own_uid, title)
+        finally:
+            _signal.pthread_sigmask(_signal.SIG_SETMASK, before)
+        launched = Launched(plan, command, identity, pid, pidfd, control, group, held)
+        if own_uid:
+            try:
+                _map_ids(plan, pid, uid, gid)
+                control.send(b"M")
+            except OSError as error:
+                abandon(launched)
+                group = None
+                raise LaunchError(f"{error.strerror} (identity)") from None
+        return launched
+    except OSError as error:
+        if group is not None:
+            group.remove()
+        if control is not None:
+            control.close()
+        raise LaunchError(error.strerror or str(error)) from None
+    finally:
+        if inner is not None:
+            inner.close()
+        for fd in release:
+            posix.close(fd)
+
+
+def abandon(launched: Launched) -> None:
+    """Kill and reap a child, and give back all that its launch took."""
+    syscalls.pidfd_send_signal(launched.pidfd, 9)
+    posix.waitpid(launched.pid, 0)
+    finish(launched)
+
+
+def finish(launched: Launched) -> None:
+    """Give back all that a launch took, once its child was reaped."""
+    posix.close(launched.pidfd)
+    launched.control.close()
+    if launched.group is not None:
+        launched.group.remove()
+    if launched.lease >= 0:
+        posix.close(launched.lease)
+
+
+def _refuse_directories(command: Command) -> None:
+    """A directory among the streams would be a door to the host's tree (CVE-2024-21626)."""
+    for name, fd in (("stdin", command.stdin), ("stdout", command.stdout), ("stderr", command.stderr)):
+        try:
+            mode = posix.fstat(fd).st_mode
+        except OSError:
+            raise LaunchError(f"{name} is closed; give the command one, /dev/null for instance") from None
+        if mode & 0o170000 == 0o040000:
+            raise LaunchError(f"{name} is a directory, which would let the command out of its root")
+
+
+def _refuse_threads() -> None:
+    if len(posix.listdir("/proc/self/task")) > 1:
+        raise LaunchError("a sandbox is launched from a single-threaded process; osmoda.sandbox.Sandbox provides one")
+
+
+def _make_group(plan: Plan, identity: str) -> cgroup.Group | None:
+    hierarchy = cgroup.find()
+    return cgroup.Group.create(hierarchy, f"osmoda-{identity}", plan.memory, plan.cpu, plan.pids)
+
+
+def _map_ids(plan: Plan, pid: int, uid: int, gid: int) -> None:
+    for operation in plan.operations:
+        if isinstance(operation, isolation.Identity):
+            isolation.write_file(b"/proc/%d/uid_map" % pid, b"%d %d 1" % (operation.uid, uid))
+            isolation.write_file(b"/proc/%d/gid_map" % pid, b"%d %d 1" % (operation.gid, gid))
+
+
+def _prepare_trees(plan: Plan, setup: Setup, release: list[int]) -> None:
+    """Turn each granted path into a detached, idmapped mount: only root may, and only out here (mount_setattr(2)).
+
+    On disk its owner stays who it is; to the sandbox the owner is its own user.
+    """
+    wanted: list[tuple[bytes, int]] = []
+    for operation in plan.operations:
+        if isinstance(operation, mounting.Grant):
+            wanted.append((operation.path, operation.attributes()))
+        elif isinstance(operation, mounting.DirectWorkspace):
+            wanted.append((setup.workspace, operation.attributes()))
+        elif isinstance(operation, mounting.OverlayWorkspace):
+            wanted.append((setup.workspace, operation.attributes()))
+            wanted.append((setup.layer, mounting.WRITABLE))
+    namespaces: dict[tuple[int, int], int] = {}
+    try:
+        for path, attributes in wanted:
+            fd, status = mounting.open_source(path)
+            release.append(fd)
+            owner = (status.st_uid, status.st_gid)
+            if owner not in namespaces:
+                namespaces[owner] = _id_map(owner, setup)
+            tree = mounting.clone_tree(fd, attributes, namespaces[owner])
+            setup.trees[path] = tree
+            release.append(tree)
+    finally:
+        for fd in namespaces.values():
+            posix.close(fd)
+
+
+def _id_map(owner: tuple[int, int], setup: Setup) -> int:
+    """A user namespace that maps `owner` to the sandbox's host uid: nobody lives in it, it only serves as a map."""
+    pid, pidfd = syscalls.clone3(syscalls.CLONE_NEWUSER, _SIGCHLD)
+    if pid == 0:
+        while True:
+            _signal.pause()
+    try:
+        isolation.write_file(b"/proc/%d/uid_map" % pid, b"%d %d 1" % (owner[0], setup.host_uid))
+        isolation.write_file(b"/proc/%d/gid_map" % pid, b"%d %d 1" % (owner[1], setup.host_gid))
+        return posix.open(b"/proc/%d/ns/user" % pid, posix.O_RDONLY | posix.O_CLOEXEC)
+    finally:
+        syscalls.pidfd_send_signal(pidfd, 9)
+        posix.waitpid(pid, 0)
+        posix.close(pidfd)

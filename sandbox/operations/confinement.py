@@ -1,0 +1,185 @@
+"""What is taken away last: nested namespaces, capabilities, descriptors, limits, then Landlock and seccomp."""
+
+from __future__ import annotations
+
+import fcntl
+import posix
+
+from osmoda.host import syscalls
+from osmoda.host.frozen import frozen
+from osmoda.sandbox.operations import Operation, Setup
+
+_TIOCSPTLCK = 0x40045431
+_TIOCGPTN = 0x80045430
+
+
+@frozen
+class Terminal(Operation):
+    """A pseudo-terminal on the sandbox's own devpts, when the caller has a terminal (pty(7)).
+
+    The host's terminal never enters: a descriptor of it could be written to, or made to type (TIOCSTI).
+    """
+
+    layer = "terminal"
+
+    def describe(self) -> str:
+        return "a terminal, where there is one, of the sandbox's own; descriptors above 2 are closed"
+
+    def apply(self, setup: Setup) -> None:
+        # 0-2 are the command's, 3 and 4 (control socket, uid lease) are pid 1's and closed on exec.
+        syscalls.close_range(5, 0x7FFFFFFF)
+        if setup.tty:
+            setup.master = posix.open(b"/dev/ptmx", posix.O_RDWR | posix.O_NOCTTY | posix.O_CLOEXEC)
+            fcntl.ioctl(setup.master, _TIOCSPTLCK, bytes(4))
+            number = int.from_bytes(fcntl.ioctl(setup.master, _TIOCGPTN, bytes(4)), "little")
+            setup.slave = b"/dev/pts/%d" % number
+
+
+@frozen
+class NoNestedNamespaces(Operation):
+    """`max_user_namespaces` at 0 in the sandbox's own user namespace (namespaces(7))."""
+
+    layer = "namespaces"
+
+    def describe(self) -> str:
+        return "no further user namespaces, and so no mounts or networks of the program's own making"
+
+    def apply(self, setup: Setup) -> None:
+        # Before the capabilities go: afterwards the kernel answers EACCES.
+        fd = syscalls.openat2(setup.proc, b"sys/user/max_user_namespaces", posix.O_WRONLY)
+        try:
+            posix.write(fd, b"0")
+        finally:
+            posix.close(fd)
+
+
+@frozen
+class Capabilities(Operation):
+    """All capabilities dropped, the bounding set too, and no_new_privs set (capabilities(7), prctl(2))."""
+
+    last: int
+
+    layer = "capabilities"
+
+    def describe(self) -> str:
+        return "no capabilities, an empty bounding set, no_new_privs: setuid programs gain nothing"
+
+    def apply(self, setup: Setup) -> None:
+        syscalls.drop_bounding_set(self.last)
+        syscalls.capset_none()
+        syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
+
+
+# resource numbers are the same on x86-64 and aarch64 (asm-generic/resource.h)
+RLIMIT = {
+    "file_size": 1,
+    "stack": 3,
+    "core": 4,
+    "processes": 6,
+    "open_files": 7,
+    "address_space": 9,
+}
+
+
+@frozen
+class ProcessLimit(Operation):
+    """One rlimit: bytes, or a count (getrlimit(2))."""
+
+    name: str
+    value: int
+
+    layer = "limits"
+
+    def describe(self) -> str:
+        if self.name == "processes":
+            return f"at most {self.value - 1} processes and threads, counted in this sandbox's own user namespace"
+        if self.name == "open_files":
+            return f"at most {self.value} open files in each process"
+        return f"{self.name.replace('_', ' ')} of each process at most {_size(self.value)}"
+
+    def apply(self, setup: Setup) -> None:
+        # Only ever lowered: raising a hard limit would need a capability on the host.
+        hard = syscalls.prlimit_get(RLIMIT[self.name])[1]
+        value = self.value if hard < 0 else min(self.value, hard)
+        syscalls.prlimit_self(RLIMIT[self.name], value, value)
+
+
+def _size(value: int) -> str:
+    for unit, factor in (("G", 1 << 30), ("M", 1 << 20), ("K", 1 << 10)):
+        if value and value % factor == 0:
+            return f"{value // factor}{unit}"
+    return f"{value} bytes"
+
+
+@frozen
+class Landlock(Operation):
+    """The file rules once more, as a second layer that knows nothing of mounts (landlock(7)).
+
+    `paths` pairs a path inside with the rights below it. A path that does not exist inside needs no rule. A read or write right on
+    ports is given by `bind` and `connect`; None leaves that side unhandled.
+    """
+
+    handled_fs: int
+    handled_net: int
+    scoped: int
+    abi: int
+    paths: tuple[tuple[bytes, int], ...]
+    bind: tuple[int, ...]
+    connect: tuple[int, ...]
+
+    layer = "landlock"
+
+    def describe(self) -> str:
+        writable = [path.decode() for path, rights in self.paths if rights & 0x2 and not path.startswith(b"/dev")]
+        parts = [f"writing only below {', '.join(writable)}" if writable else "no writing"]
+        parts.append("reading only what the mounts show")
+        if self.handled_net:
+            parts.append(f"TCP bind {_ports(self.bind)}, connect {_ports(self.connect)}")
+        if self.scoped:
+            parts.append("no signals or abstract sockets to outside")
+        return f"Landlock ABI {self.abi}: {'; '.join(parts)}"
+
+    def apply(self, setup: Setup) -> None:
+        ruleset = syscalls.landlock_create_ruleset(self.handled_fs, self.handled_net, self.scoped, self.abi)
+        flags = posix.O_PATH | posix.O_CLOEXEC
+        for path, rights in self.paths:
+            path = path or setup.workspace
+            fd = posix.open(path, flags)
+            syscalls.landlock_add_path(ruleset, rights, fd, path)
+            posix.close(fd)
+        for port in self.bind:
+            syscalls.landlock_add_port(ruleset, 1, port)
+        for port in self.connect:
+            syscalls.landlock_add_port(ruleset, 2, port)
+        syscalls.landlock_restrict_self(ruleset)
+        posix.close(ruleset)
+
+
+def _ports(ports: tuple[int, ...]) -> str:
+    return ", ".join(map(str, ports)) if ports else "none"
+
+
+@frozen
+class Seccomp(Operation):
+    """The system call filter, installed last (seccomp(2)). `notify`: refused calls are reported to the monitor."""
+
+    program: bytes
+    allowed: int
+    notify: bool
+
+    layer = "seccomp"
+
+    def describe(self) -> str:
+        answer = "answered EPERM and reported" if self.notify else "answered EPERM"
+        return (
+            f"{self.allowed} system calls allowed, every other {answer}; "
+            f"other ABIs refused ({len(self.program) // 8} instructions)"
+        )
+
+    def apply(self, setup: Setup) -> None:
+        flags = 0
+        if self.notify:
+            flags = syscalls.SECCOMP_FILTER_FLAG_NEW_LISTENER | syscalls.SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV
+        setup.listener = syscalls.seccomp_set_filter(self.program, flags) if flags else -1
+        if not flags:
+            syscalls.seccomp_set_filter(self.program, 0)

@@ -1,0 +1,479 @@
+"""The file system that the sandbox sees, built on file descriptors from an empty root.
+
+Sources are opened without following links and turned into detached mounts; targets are resolved below the new root only, so
+no path is looked up twice and none can be swapped in between.
+"""
+
+from __future__ import annotations
+
+import posix
+
+from osmoda.host import syscalls
+from osmoda.host.frozen import frozen
+from osmoda.sandbox.operations import Operation, Setup
+
+_O_PATH = posix.O_PATH | posix.O_CLOEXEC
+_SAFE = syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_NO_MAGICLINKS
+WRITABLE = _NOSUID_NODEV = syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV
+_RDONLY = syscalls.MOUNT_ATTR_RDONLY
+_CLONE_TREE = syscalls.AT_EMPTY_PATH | syscalls.OPEN_TREE_CLONE | syscalls.AT_RECURSIVE
+_IFMT, _IFDIR, _IFREG = 0o170000, 0o040000, 0o100000
+_MASK = b".denied"
+_STAGE = b".stage"
+
+
+def open_source(path: bytes) -> tuple[int, posix.stat_result]:
+    """Open a granted path, refusing a link anywhere in it and anything but a file or a directory."""
+    fd = syscalls.openat2(syscalls.AT_FDCWD, path, posix.O_PATH, _SAFE)
+    status = posix.fstat(fd)
+    if status.st_mode & _IFMT not in (_IFDIR, _IFREG):
+        posix.close(fd)
+        raise OSError(1, f"open {path.decode(errors='backslashreplace')}: neither a file nor a directory")
+    return fd, status
+
+
+def clone_tree(fd: int, attributes: int, userns_fd: int = -1) -> int:
+    """A detached copy of the mounts at `fd` with `attributes`; with `userns_fd`, idmapped through that namespace."""
+    tree = syscalls.open_tree(fd, b"", _CLONE_TREE)
+    if userns_fd >= 0:
+        syscalls.mount_setattr(tree, attributes | syscalls.MOUNT_ATTR_IDMAP, 0, userns_fd, recursive=True)
+    else:
+        syscalls.mount_setattr(tree, attributes, recursive=True)
+    return tree
+
+
+def _source_tree(setup: Setup, path: bytes, attributes: int) -> int:
+    """The tree of a granted path: prepared by the parent when it is root, else opened here."""
+    tree = setup.trees.pop(path, -1)
+    if tree >= 0:
+        return tree
+    fd, _ = open_source(path)
+    try:
+        return clone_tree(fd, attributes)
+    finally:
+        posix.close(fd)
+
+
+def _attach(setup: Setup, tree: int, target: bytes) -> None:
+    """Attach at `target` below the new root; a link anywhere on the way is refused."""
+    place = syscalls.openat2(setup.root, target[1:], posix.O_PATH, _SAFE | syscalls.RESOLVE_BENEATH)
+    try:
+        syscalls.move_mount(tree, place, b"")
+    except OSError as error:
+        raise OSError(error.errno, f"mount {target.decode()}: {posix.strerror(error.errno)}") from None
+    finally:
+        posix.close(place)
+    posix.close(tree)
+
+
+def _make_place(root: int, target: bytes, directory: bool) -> None:
+    """Make the mount point `target`, and the folders on the way, below the new root where they are missing."""
+    parts = target.strip(b"/").split(b"/")
+    here = posix.dup(root)
+    try:
+        for index, part in enumerate(parts):
+            last = index == len(parts) - 1
+            try:
+                if last and not directory:
+                    posix.close(posix.open(part, posix.O_CREAT | posix.O_EXCL | posix.O_WRONLY, 0o444, dir_fd=here))
+                else:
+                    posix.mkdir(part, 0o755, dir_fd=here)
+            except OSError as error:
+                # What is there already is used as it is; EROFS means "there" too, or the open below says otherwise.
+                if error.errno not in (17, 30):
+                    raise OSError(error.errno, f"mkdir {target.decode()}: {posix.strerror(error.errno)}") from None
+            deeper = syscalls.openat2(here, part, posix.O_PATH, _SAFE)
+            posix.close(here)
+            here = deeper
+    finally:
+        posix.close(here)
+
+
+@frozen
+class Root(Operation):
+    """An empty, private tmpfs that becomes `/`."""
+
+    layer = "mounts"
+
+    def describe(self) -> str:
+        return "an empty root of its own; nothing of the host is in it but what follows"
+
+    def apply(self, setup: Setup) -> None:
+        syscalls.mount_private()
+        options = ((b"mode", b"0755"), (b"size", b"1m"), (b"nr_inodes", b"4096"))
+        setup.root = syscalls.fsmount(b"tmpfs", options, _NOSUID_NODEV)
+        # It is stacked onto the old root only to be attached somewhere: pivot_root(2) wants that of a new root.
+        syscalls.move_mount(setup.root, syscalls.AT_FDCWD, b"/")
+
+
+@frozen
+class Skeleton(Operation):
+    """Folders, links and small generated files of the root."""
+
+    directories: tuple[bytes, ...]
+    links: tuple[tuple[bytes, bytes], ...]
+    files: tuple[tuple[bytes, bytes], ...]
+
+    layer = "mounts"
+
+    def describe(self) -> str:
+        names = [path.decode() for path, content in self.files if content]
+        return f"a skeleton of {len(self.directories)} folders; generated {', '.join('/' + name for name in names)}"
+
+    def apply(self, setup: Setup) -> None:
+        root = setup.root
+        for path in self.directories:
+            posix.mkdir(path, 0o755, dir_fd=root)
+        for path, target in self.links:
+            posix.symlink(target, path, dir_fd=root)
+        flags = posix.O_CREAT | posix.O_EXCL | posix.O_WRONLY | posix.O_CLOEXEC
+        for path, content in self.files:
+            fd = posix.open(path, flags, 0o444, dir_fd=root)
+            if content:
+                posix.write(fd, content)
+            posix.close(fd)
+
+
+@frozen
+class SystemTree(Operation):
+    """A part of the host's system, read-only, at its own name."""
+
+    path: bytes
+
+    layer = "mounts"
+
+    def describe(self) -> str:
+        return f"read {self.path.decode()}"
+
+    def apply(self, setup: Setup) -> None:
+        tree = syscalls.open_tree(syscalls.AT_FDCWD, self.path, syscalls.OPEN_TREE_CLONE | syscalls.AT_RECURSIVE)
+        syscalls.mount_setattr(tree, _RDONLY | _NOSUID_NODEV, recursive=True)
+        syscalls.move_mount(tree, setup.root, self.path[1:])
+        posix.close(tree)
+
+
+@frozen
+class Scratch(Operation):
+    """A private tmpfs of at most `size` bytes at `path`, gone with the sandbox (tmpfs(5))."""
+
+    path: bytes
+    size: int
+    mode: int
+
+    layer = "mounts"
+
+    def describe(self) -> str:
+        return f"write {self.path.decode()}: empty, private, at most {self.size >> 20}M, gone at the end"
+
+    def apply(self, setup: Setup) -> None:
+        # A fixed ratio of inodes to bytes, so that a million empty files are as bounded as one large one.
+        inodes = max(self.size // 4096, 1024)
+        options = ((b"mode", b"%o" % self.mode), (b"size", b"%d" % self.size), (b"nr_inodes", b"%d" % inodes))
+        tree = syscalls.fsmount(b"tmpfs", options, _NOSUID_NODEV)
+        syscalls.move_mount(tree, setup.root, self.path[1:])
+        posix.close(tree)
+
+
+@frozen
+class Proc(Operation):
+    """A procfs that shows the sandbox's own processes only (proc(5)); made read-only by `Seal`."""
+
+    layer = "mounts"
+
+    def describe(self) -> str:
+        return "read /proc: only the processes of this sandbox"
+
+    def apply(self, setup: Setup) -> None:
+        setup.proc = syscalls.fsmount(b"proc", (), _NOSUID_NODEV | syscalls.MOUNT_ATTR_NOEXEC)
+        syscalls.move_mount(setup.proc, setup.root, b"proc")
+
+
+@frozen
+class Devices(Operation):
+    """The harmless devices, and a pty instance of the sandbox's own (pts(4))."""
+
+    names: tuple[bytes, ...]
+
+    layer = "mounts"
+
+    def describe(self) -> str:
+        return f"/dev with {', '.join(name.decode() for name in self.names)} and terminals of its own"
+
+    def apply(self, setup: Setup) -> None:
+        nosuid_noexec = syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NOEXEC
+        for name in self.names:
+            # A bind: mknod(2) is refused in a user namespace.
+            tree = syscalls.open_tree(syscalls.AT_FDCWD, b"/dev/" + name, syscalls.OPEN_TREE_CLONE)
+            syscalls.mount_setattr(tree, nosuid_noexec)
+            syscalls.move_mount(tree, setup.root, b"dev/" + name)
+            posix.close(tree)
+        options: tuple[tuple[bytes, bytes | None], ...] = (
+            (b"newinstance", None),
+            (b"ptmxmode", b"0666"),
+            (b"mode", b"0620"),
+        )
+        tree = syscalls.fsmount(b"devpts", options, nosuid_noexec)
+        syscalls.move_mount(tree, setup.root, b"dev/pts")
+        posix.close(tree)
+
+
+@frozen
+class Grant(Operation):
+    """A path of the host that the profile declares. As root its owner is mapped to the sandbox's user."""
+
+    path: bytes
+
+    layer = "mounts"
+
+    def attributes(self) -> int:
+        """MOUNT_ATTR_* of the detached tree (mount_setattr(2))."""
+        return _NOSUID_NODEV
+
+
+@frozen
+class ReadFile(Grant):
+    """One file, read-only."""
+
+    def describe(self) -> str:
+        return f"read {self.path.decode()}"
+
+    def attributes(self) -> int:
+        return _NOSUID_NODEV | _RDONLY
+
+    def apply(self, setup: Setup) -> None:
+        tree = _source_tree(setup, self.path, self.attributes())
+        _make_place(setup.root, self.path, directory=False)
+        _attach(setup, tree, self.path)
+
+
+@frozen
+class ReadMounts(Grant):
+    """A tree with other file systems mounted below it, read-only: an overlay could not show those."""
+
+    def describe(self) -> str:
+        return f"read {self.path.decode()} and the file systems mounted below it; sockets lying there can be connected to"
+
+    def attributes(self) -> int:
+        return _NOSUID_NODEV | _RDONLY
+
+    def apply(self, setup: Setup) -> None:
+        tree = _source_tree(setup, self.path, self.attributes())
+        _make_place(setup.root, self.path, directory=True)
+        _attach(setup, tree, self.path)
+
+
+@frozen
+class ReadTree(Grant):
+    """A tree, read-only, through an overlay whose upper layer holds a whiteout for each denied name.
+
+    Through an overlay a unix socket of the host is another inode and cannot be connected to; and a whiteout hides
+    a name whatever the host does to the file behind it, which a mount over it would not survive (rename(2) over a mount point
+    of another namespace detaches it).
+    """
+
+    hidden: tuple[bytes, ...]
+
+    def describe(self) -> str:
+        but = f" but not {', '.join(name.decode() for name in self.hidden)}" if self.hidden else ""
+        return f"read {self.path.decode()}{but}"
+
+    def attributes(self) -> int:
+        return _NOSUID_NODEV | _RDONLY
+
+    def apply(self, setup: Setup) -> None:
+        tree = _source_tree(setup, self.path, self.attributes())
+        lower, shade = _stage(setup, tree, self.path)
+        for name in self.hidden:
+            _whiteout(setup.root, shade, lower, name)
+        layers = b":".join((_visible(setup, shade), _visible(setup, lower)))
+        overlay = syscalls.fsmount(b"overlay", ((b"lowerdir", layers), (b"userxattr", None)), self.attributes())
+        _make_place(setup.root, self.path, directory=True)
+        _attach(setup, overlay, self.path)
+
+
+@frozen
+class WriteTree(Grant):
+    """A tree or file of the host, written directly."""
+
+    def describe(self) -> str:
+        return f"write {self.path.decode()}, directly; sockets lying there can be connected to"
+
+    def apply(self, setup: Setup) -> None:
+        tree = _source_tree(setup, self.path, self.attributes())
+        _make_place(setup.root, self.path, directory=posix.fstat(tree).st_mode & _IFMT == _IFDIR)
+        _attach(setup, tree, self.path)
+
+
+@frozen
+class DirectWorkspace(Operation):
+    """The workspace that the launch names, written directly."""
+
+    layer = "workspace"
+
+    def describe(self) -> str:
+        return "write the workspace, directly"
+
+    def attributes(self) -> int:
+        """MOUNT_ATTR_* of the workspace's tree."""
+        return _NOSUID_NODEV
+
+    def apply(self, setup: Setup) -> None:
+        tree = _source_tree(setup, setup.workspace, _NOSUID_NODEV)
+        _make_place(setup.root, setup.workspace, directory=True)
+        _attach(setup, tree, setup.workspace)
+
+
+@frozen
+class OverlayWorkspace(Operation):
+    """The workspace read from the host, written to a layer beside it: what changed is committed or discarded later."""
+
+    masked: tuple[bytes, ...]
+
+    layer = "workspace"
+
+    def attributes(self) -> int:
+        """MOUNT_ATTR_* of the lower layer's tree."""
+        return _NOSUID_NODEV | _RDONLY
+
+    def describe(self) -> str:
+        return "write the workspace in a layer of its own; the host's files change only on `commit`"
+
+    def apply(self, setup: Setup) -> None:
+        workspace = setup.workspace
+        layer = _source_tree(setup, setup.layer, _NOSUID_NODEV)
+        tree = _source_tree(setup, workspace, _NOSUID_NODEV | _RDONLY)
+        lower, shade = _stage(setup, tree, workspace)
+        place = shade + b".layer"
+        posix.mkdir(place, 0o755, dir_fd=setup.root)
+        syscalls.move_mount(layer, setup.root, place)
+        posix.close(layer)
+        for path in self.masked:
+            if path.startswith(workspace + b"/"):
+                _placeholder(setup.root, shade, lower, path[len(workspace) + 1 :])
+        visible = _visible(setup, place)
+        options: tuple[tuple[bytes, bytes | None], ...] = (
+            (b"lowerdir", b":".join((_visible(setup, shade), _visible(setup, lower)))),
+            (b"upperdir", visible + b"/upper"),
+            (b"workdir", visible + b"/work"),
+            (b"userxattr", None),
+        )
+        overlay = syscalls.fsmount(b"overlay", options, _NOSUID_NODEV)
+        _make_place(setup.root, workspace, directory=True)
+        _attach(setup, overlay, workspace)
+
+
+def _stage(setup: Setup, tree: int, path: bytes) -> tuple[bytes, bytes]:
+    """Attach a lower layer where overlayfs finds it, and make an empty upper one: their names below the new root."""
+    number = setup.staged
+    setup.staged = number + 1
+    lower = b"%s/%d" % (_STAGE, number)
+    shade = b"%s/%d.shade" % (_STAGE, number)
+    posix.mkdir(lower, 0o755, dir_fd=setup.root)
+    posix.mkdir(shade, 0o755, dir_fd=setup.root)
+    # The merged root takes its mode from the upper layer.
+    posix.chmod(shade, posix.fstat(tree).st_mode & 0o7777, dir_fd=setup.root)
+    syscalls.move_mount(tree, setup.root, lower)
+    posix.close(tree)
+    return lower, shade
+
+
+def _visible(setup: Setup, path: bytes) -> bytes:
+    """A name for overlayfs of something below the root that is not yet `/`."""
+    return b"/proc/self/fd/%d/%s" % (setup.root, path)
+
+
+def _shadow_parents(root: int, shade: bytes, lower: bytes, name: bytes) -> None:
+    """Make the folders above `name` in the upper layer, with the modes they have below."""
+    parts = name.split(b"/")[:-1]
+    for index in range(1, len(parts) + 1):
+        part = b"/".join(parts[:index])
+        try:
+            mode = posix.stat(lower + b"/" + part, dir_fd=root, follow_symlinks=False).st_mode & 0o7777
+        except FileNotFoundError:
+            mode = 0o755
+        try:
+            posix.mkdir(shade + b"/" + part, mode, dir_fd=root)
+        except FileExistsError:
+            continue
+
+
+def _whiteout(root: int, shade: bytes, lower: bytes, name: bytes) -> None:
+    """Hide `name`: a character device 0:0, which even an unprivileged process may make (overlayfs.rst)."""
+    _shadow_parents(root, shade, lower, name)
+    posix.mknod(shade + b"/" + name, 0o020000, 0, dir_fd=root)
+
+
+def _placeholder(root: int, shade: bytes, lower: bytes, name: bytes) -> None:
+    """Something for a mask to be mounted on, where a denied name may not exist."""
+    _shadow_parents(root, shade, lower, name)
+    try:
+        directory = posix.stat(lower + b"/" + name, dir_fd=root, follow_symlinks=False).st_mode & _IFMT == _IFDIR
+    except FileNotFoundError:
+        directory = False
+    if directory:
+        posix.mkdir(shade + b"/" + name, 0, dir_fd=root)
+    else:
+        posix.close(posix.open(shade + b"/" + name, posix.O_CREAT | posix.O_WRONLY | posix.O_CLOEXEC, 0, dir_fd=root))
+
+
+@frozen
+class Mask(Operation):
+    """A denied path in a tree that is written: covered by something empty that can be neither read nor replaced.
+
+    Its parents inside cannot be renamed away from it: the mount moves along. `always`
+    is false for a path that only the workspace may show.
+    """
+
+    path: bytes
+    always: bool
+
+    layer = "mounts"
+
+    def describe(self) -> str:
+        return f"deny {self.path.decode()}"
+
+    def apply(self, setup: Setup) -> None:
+        if not self.always and not self.path.startswith(setup.workspace + b"/"):
+            return
+        place = syscalls.openat2(setup.root, self.path[1:], posix.O_PATH, _SAFE | syscalls.RESOLVE_BENEATH)
+        attributes = _NOSUID_NODEV | _RDONLY | syscalls.MOUNT_ATTR_NOEXEC
+        if posix.fstat(place).st_mode & _IFMT == _IFDIR:
+            cover = syscalls.fsmount(b"tmpfs", ((b"mode", b"0"), (b"size", b"4k"), (b"nr_inodes", b"1")), attributes)
+        else:
+            cover = syscalls.open_tree(setup.root, _MASK, syscalls.OPEN_TREE_CLONE)
+            syscalls.mount_setattr(cover, attributes)
+        syscalls.move_mount(cover, place, b"")
+        posix.close(cover)
+        posix.close(place)
+
+
+@frozen
+class Seal(Operation):
+    """Leave the host's tree for good, and make the root and /proc read-only (pivot_root(2))."""
+
+    staged: bool
+
+    layer = "mounts"
+
+    def describe(self) -> str:
+        return "the host's tree is detached; the root and /proc are read-only"
+
+    def apply(self, setup: Setup) -> None:
+        if self.staged:
+            _unstage(setup.root)
+        posix.fchdir(setup.root)
+        syscalls.pivot_root(b".", b".")
+        syscalls.umount2(b".", syscalls.MNT_DETACH)
+        posix.chdir(b"/")
+        syscalls.mount_setattr(setup.proc, _RDONLY)
+        syscalls.mount_setattr(setup.root, _RDONLY)
+        posix.close(setup.proc)
+        posix.close(setup.root)
+
+
+def _unstage(root: int) -> None:
+    """Detach the layers from where overlayfs looked them up; it holds them itself by now."""
+    place = b"/proc/self/fd/%d/%s" % (root, _STAGE)
+    for name in posix.listdir(place):
+        if not name.endswith(b".shade"):
+            syscalls.umount2(place + b"/" + name, syscalls.MNT_DETACH)
