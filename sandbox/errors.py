@@ -12,8 +12,11 @@ class SandboxError(Exception):
 class ProfileError(SandboxError):
     """A profile that cannot be read, is not valid, or asks for more than its tier allows.
 
-    `line` and `column` count from 1; they are 0 where the error has no place in the file.
+    `line` and `column` count from 1; they are 0 where the error has no place in the file. `others` holds what else was
+    wrong with the same profile.
     """
+
+    others: tuple[ProfileError, ...] = ()
 
     def __init__(self, message: str, file: str, line: int = 0, column: int = 0) -> None:
         place = file if not line else f"{file}:{line}:{column}"

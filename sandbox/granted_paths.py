@@ -1,0 +1,140 @@
+"""Which paths of the host a profile may grant, and what a declared path means.
+
+`written_path` and `refusal` only look at text. `resolve_grant` looks at the file system, when a profile is compiled; the
+launch opens its answer without following any link, so what was checked is what is mounted.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from osmoda.sandbox.errors import CompileError
+
+_MOST_LINKS = 40  # as the kernel: path_resolution(7)
+
+
+def home() -> str:
+    """The caller's home directory, which `~/` means."""
+    return os.path.expanduser("~")
+
+
+def written_path(text: str, folder: str) -> str:
+    """The absolute, normalised path that a profile in `folder` means by `text`. Raises `ValueError` with the reason."""
+    if not text or any(ord(char) < 32 or ord(char) == 127 for char in text):
+        raise ValueError("a path is not empty and holds no control character")
+    if text == "~" or text.startswith("~/"):
+        base, rest = home(), text[2:]
+        if not os.path.isabs(base):
+            raise ValueError("the caller has no home directory")
+    elif text.startswith("~"):
+        raise ValueError("only the caller's own home is known: ~/")
+    elif text.startswith("/"):
+        base, rest = "/", text
+    else:
+        base, rest = folder, text
+    if base != folder and ".." in rest.split("/"):
+        raise ValueError('an absolute path is written without ".."')
+    path = os.path.normpath(os.path.join(base, rest))
+    if base == folder and not within(path, folder):
+        raise ValueError(f"the path escapes the profile's folder {folder}")
+    # POSIX lets a path start with two slashes and mean something else; Linux does not.
+    return "/" + path.lstrip("/")
+
+
+def within(path: str, tree: str) -> bool:
+    """Whether the normalised `path` is `tree` or lies in it."""
+    return path == tree or tree == "/" or path.startswith(tree + "/")
+
+
+def own_directories() -> tuple[str, ...]:
+    """Where osmoda keeps its configuration, state, caches and sockets, for the system and for the caller."""
+    found = ["/etc/osmoda", "/var/lib/osmoda", "/var/cache/osmoda", "/run/osmoda"]
+    for variable, fallback in (
+        ("XDG_CONFIG_HOME", ".config"),
+        ("XDG_STATE_HOME", ".local/state"),
+        ("XDG_CACHE_HOME", ".cache"),
+        ("XDG_RUNTIME_DIR", ""),
+    ):
+        base = os.environ.get(variable, "")
+        if os.path.isabs(base):
+            found.append(os.path.normpath(f"{base}/osmoda"))
+        if fallback:
+            found.append(os.path.normpath(f"{home()}/{fallback}/osmoda"))
+    return tuple(dict.fromkeys(found))
+
+
+def refusal(path: str, *, write: bool, never: tuple[str, ...]) -> str | None:
+    """Why `path` may not be granted, or None.
+
+    `never` are the trees that the tier's ceiling denies (`filesystem.deny`): services listen and the kernel is set up
+    there, so neither they, nor what lies in them, nor a tree around them can be granted.
+    """
+    for tree in never:
+        if within(path, tree):
+            return f"{path} lies in {tree}, which no profile of this tier may grant"
+        if within(tree, path):
+            return f"{path} holds {tree}, which no profile of this tier may grant; name the folders that are needed"
+    if write:
+        for tree in own_directories():
+            if within(path, tree) or within(tree, path):
+                return f"writing {path} would reach {tree}, where osmoda keeps its own files"
+    return None
+
+
+def resolve_grant(path: str, origin: str, *, write: bool, never: tuple[str, ...]) -> str:
+    """The path without symbolic links that the declared `path` means on this host.
+
+    A link on the way may lead on within the folder that holds it; one that leads out of that folder would grant something
+    that the profile does not name. (So the links of the root folder, such as `/bin`, are followed wherever they lead.)
+    Raises `CompileError` with `origin` (file:line) for a path that is missing, not reachable, neither file nor folder, led
+    elsewhere, or refused under its real name (see `refusal`).
+    """
+    resolved = "/"
+    pending = [part for part in path.split("/") if part][::-1]
+    links = 0
+    while pending:
+        part = pending.pop()
+        if part == "..":
+            resolved = os.path.dirname(resolved)
+            continue
+        here = os.path.join(resolved, part)
+        target = _link_target(path, here, origin)
+        if target is None:
+            resolved = here
+            continue
+        links += 1
+        if links > _MOST_LINKS:
+            raise CompileError(f"{path} cannot be granted: its symbolic links lead in a circle", origin)
+        end = os.path.realpath(here)
+        if not within(end, resolved):
+            raise CompileError(
+                f"{path} cannot be granted: {here} is a symbolic link out of its folder, to {end}; "
+                "name that path itself if it is meant",
+                origin,
+            )
+        if target.startswith("/"):
+            resolved = "/"
+        pending.extend(part for part in reversed(target.split("/")) if part not in ("", "."))
+    mode = os.lstat(resolved).st_mode
+    if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
+        raise CompileError(f"{path} cannot be granted: it is neither a file nor a folder", origin)
+    reason = refusal(resolved, write=write, never=never)
+    if reason is not None:
+        raise CompileError(f"{path} cannot be granted: {reason}", origin)
+    return resolved
+
+
+def _link_target(path: str, here: str, origin: str) -> str | None:
+    """What the symbolic link `here` holds; None where it is no link."""
+    try:
+        return os.readlink(here) if stat.S_ISLNK(os.lstat(here).st_mode) else None
+    except OSError as error:
+        raise CompileError(_unreachable(path, here, error), origin) from None
+
+
+def _unreachable(path: str, here: str, error: OSError) -> str:
+    if error.errno == errno.ENOENT:
+        return f"{path} cannot be granted: {'it' if here == path else here} does not exist"
+    return f"{path} cannot be granted: {here}: {error.strerror}"

@@ -1,0 +1,204 @@
+"""Profile files: where a name is looked for, what `extends` brings in, and the check against the tier's ceiling."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import stat
+from collections.abc import Iterator, Mapping
+
+from msgspec import UNSET
+
+from osmoda.sandbox import granted_paths, grants, schema, tiers, toml_source
+from osmoda.sandbox.declaration import Reader
+from osmoda.sandbox.errors import ProfileError
+from osmoda.sandbox.merge import Declaration, extend
+from osmoda.sandbox.profile import Profile
+from osmoda.sandbox.toml_source import Path, Position, Source
+
+MOST_BYTES = 1 << 20
+"""The largest profile file that is read, in bytes."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\Z")
+_TIER_NAME = re.compile(r"tier([012])\Z")
+
+
+def load(path_or_name: str) -> Profile:
+    """See `Profile.load`."""
+    named_tier = _TIER_NAME.match(path_or_name)
+    path = _path(path_or_name)
+    if path is None:
+        path = _search(path_or_name)
+        if path is None and named_tier:
+            return tiers.default(int(named_tier[1]))
+    if path is None:
+        raise ProfileError(f"no profile has this name; looked in {', '.join(search_path())}", path_or_name)
+    chain = _Chain()
+    declared = chain.read(path)
+    return _within_ceiling(declared, chain.description, path, tuple(chain.files.items()))
+
+
+def search_path() -> tuple[str, ...]:
+    """The folders in which a profile is looked for by name, in order."""
+    configuration = os.environ.get("XDG_CONFIG_HOME", "")
+    if not os.path.isabs(configuration):
+        configuration = os.path.join(granted_paths.home(), ".config")
+    return (
+        os.path.join(configuration, "osmoda", "profiles"),
+        "/etc/osmoda/profiles",
+        os.path.join(tiers.SHIPPED, "agents"),
+    )
+
+
+def _path(text: str) -> str | None:
+    """The absolute path that `text` is, or None for a name."""
+    return os.path.abspath(os.path.expanduser(text)) if "/" in text or text.endswith(".toml") else None
+
+
+def _search(name: str) -> str | None:
+    if not _NAME.match(name):
+        return None
+    candidates = (os.path.join(folder, f"{name}.toml") for folder in search_path())
+    return next((path for path in candidates if os.path.lexists(path)), None)
+
+
+class _Chain:
+    """One profile file and all that it extends. `files` maps each path to its SHA-256."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, str] = {}
+        self.description = ""
+        self._done: dict[str, Declaration] = {}
+
+    def read(self, path: str, open_files: tuple[str, ...] = ()) -> Declaration:
+        """What `path` declares together with its bases; `open_files` are those that are extending it right now."""
+        if path in self._done:
+            return self._done[path]
+        content = _content(path)
+        self.files[path] = hashlib.sha256(content).hexdigest()
+        source = toml_source.parse(_text(content, path), path)
+        table = schema.validate(source, schema.ProfileFile)
+        reader = Reader(source, (), os.path.dirname(path))
+        own = reader.read(table)
+        schema.raise_all(reader.errors)
+        if not open_files:
+            self.description = table.description
+        names = [] if table.extends is UNSET else [table.extends] if isinstance(table.extends, str) else table.extends
+        bases = []
+        for index, name in enumerate(names):
+            at: Path = ("extends",) if isinstance(table.extends, str) else ("extends", index)
+            base = self._base(name, source, at)
+            if base in (*open_files, path):
+                circle = " extends ".join((*open_files[open_files.index(base) :], path, base) if base != path else (path, path))
+                raise source.error(at, f"extends leads in a circle: {circle}")
+            bases.append(self.read(base, (*open_files, path)))
+        self._done[path] = extend(own, bases)
+        return self._done[path]
+
+    def _base(self, name: str, source: Source, at: Path) -> str:
+        if "/" in name or name.endswith(".toml"):
+            path = os.path.abspath(os.path.join(os.path.dirname(source.file), os.path.expanduser(name)))
+            if os.path.lexists(path):
+                return path
+            raise source.error(at, f"extends {schema.written(name)}, but there is no {path}")
+        found = _search(name)
+        if found is not None:
+            return found
+        hint = f"; for the tier write tier = {name[4:]}" if _TIER_NAME.match(name) else ""
+        folders = ", ".join(search_path())
+        raise source.error(at, f"extends {schema.written(name)}, but no profile has this name in {folders}{hint}")
+
+
+def _content(path: str) -> bytes:
+    """The bytes of a profile; a pipe or a device is refused without waiting for it."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ProfileError(f"the profile cannot be read: {reason}", path) from None
+    with open(fd, "rb") as stream:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise ProfileError("a profile is a regular file, and this is not", path)
+        content = stream.read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise ProfileError(f"a profile has at most {MOST_BYTES} bytes", path)
+    return content
+
+
+def _text(content: bytes, path: str) -> str:
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        before = content[: error.start]
+        line_start = before.rfind(b"\n") + 1
+        column = len(before[line_start:].decode()) + 1
+        raise ProfileError("the text is not UTF-8", path, before.count(b"\n") + 1, column) from None
+
+
+def _within_ceiling(
+    declared: Declaration, description: str, file: str, files: tuple[tuple[str, str], ...]
+) -> Profile:
+    """The complete profile. Raises `ProfileError` for what its tier does not allow."""
+    tier = declared.scalars["tier",][0] if ("tier",) in declared.scalars else 2
+    profile = tiers.complete(declared, tier, description=description, file=file, files=files)
+    positions = tiers.positions_of(declared, profile)
+    found = _unenforced(declared) if tier == 0 else [*_never_granted(profile), *_above(profile), *_removed(declared, tier)]
+    errors: dict[Path, ProfileError] = {}
+    for path, message in found:
+        if path not in errors:
+            place = positions.get(path, Position(file, 1, 1))
+            errors[path] = ProfileError(message, place.file, place.line, place.column)
+    schema.raise_all(list(errors.values()))
+    return profile
+
+
+type _Finding = tuple[Path, str]
+
+
+def _unenforced(declared: Declaration) -> Iterator[_Finding]:
+    """Tier 0 runs without a sandbox: what only a sandbox enforces cannot be declared there."""
+    for key in (*declared.keys, *declared.scalars):
+        if key[0] in ("filesystem", "network") or key == ("process", "syscalls"):
+            yield key, f"{schema.dotted(key)} would not be enforced in tier 0, which is unrestricted; use tier 1 or 2"
+
+
+def _never_granted(profile: Profile) -> Iterator[_Finding]:
+    never = tiers.ceiling(profile.tier).filesystem.deny
+    for name, paths in (("read", profile.filesystem.read), ("write", profile.filesystem.write)):
+        for index, path in enumerate(paths):
+            reason = granted_paths.refusal(path, write=name == "write", never=never)
+            if reason is not None:
+                yield ("filesystem", name, index), f"filesystem.{name}: {reason}"
+
+
+def _above(profile: Profile) -> Iterator[_Finding]:
+    for item in grants.excess(profile, tiers.ceiling(profile.tier)):
+        yield (
+            item.path,
+            f"{item.kind} grants {item.what}, above the ceiling of tier {profile.tier}; allowed: {item.allowed}",
+        )
+
+
+def _removed(declared: Declaration, tier: int) -> Iterator[_Finding]:
+    """A group loses what the tier takes away; a call that is asked for by its own name is not lost silently."""
+    from osmoda.sandbox.syscall_groups import calls
+
+    key = ("process", "syscalls")
+    removed: Mapping[str, str] = {
+        call: entry
+        for entry in tiers.ceiling(tier).process.syscalls
+        if entry.startswith("~")
+        for call in calls(entry[1:])
+    }
+    entries = declared.lists.get(key, {})
+    profile_entries = tiers.ordered_syscalls(entries, removed.values())
+    for entry in entries:
+        gone = entry if entry in removed else None
+        if entry.startswith("@") and calls(entry) <= removed.keys():
+            gone = next(iter(sorted(calls(entry))))
+        if gone is not None:
+            yield (
+                (*key, profile_entries.index(entry)),
+                f'process.syscalls grants {entry}, which tier {tier} takes away from every profile ("{removed[gone]}")',
+            )
