@@ -78,7 +78,11 @@ def encode(instructions: Iterable[Instruction]) -> bytes:
     return program
 
 
-def assemble(lines: Iterable[str | Instruction | tuple[int, int, str, str]]) -> tuple[Instruction, ...]:
+type Line = str | Instruction | tuple[int, int, str, str]
+"""What `assemble` takes: a label, an instruction, or a jump to labels."""
+
+
+def assemble(lines: Iterable[Line]) -> tuple[Instruction, ...]:
     """Resolve labels to distances.
 
     A line is an instruction, a label (`"name:"`), or a jump `(code, k, label when true, label when false)`; the empty

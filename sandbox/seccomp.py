@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from osmoda.sandbox import bpf
-from osmoda.sandbox.bpf import JEQ, JGE, JGT, LD_ABS, RET, Instruction
+from osmoda.sandbox.bpf import JEQ, JGT, LD_ABS, RET, Instruction
 from osmoda.sandbox.errors import CompileError
 from osmoda.sandbox.seccomp_arguments import CHECKED, FAMILIES, checks
 from osmoda.sandbox.syscall_groups import calls, expand
@@ -116,7 +116,6 @@ FORBIDDEN: Mapping[int, Mapping[str, str]] = MappingProxyType(
 """For each tier the calls that no profile can allow, each with the reason."""
 
 _ENOSYS = bpf.ERRNO | errno.ENOSYS
-_X32_BIT = 0x40000000  # __X32_SYSCALL_BIT
 
 # Calls that are answered as a kernel without them would: programs then use the older call, which can be checked. The
 # flags of clone3 and the mode of openat2 lie in memory, which a filter cannot read.
@@ -175,8 +174,7 @@ def build(
         Instruction(JEQ, 1, 0, AUDIT_ARCH[arch]),
         Instruction(RET, 0, 0, _ENOSYS),
         Instruction(LD_ABS, 0, 0, bpf.NR),
-        Instruction(JGE, 1, 0, _X32_BIT),
-        Instruction(JGT, 0, 1, HIGHEST),
+        Instruction(JGT, 0, 1, HIGHEST),  # x32 as well: its numbers have bit 30 set (__X32_SYSCALL_BIT)
         Instruction(RET, 0, 0, _ENOSYS),
     ]
     for name in CHECKED:

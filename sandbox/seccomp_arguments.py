@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from osmoda.sandbox import bpf
-from osmoda.sandbox.bpf import AND, JA, JEQ, JSET, LD_ABS, RET, Instruction
+from osmoda.sandbox.bpf import AND, JA, JEQ, JSET, LD_ABS, RET, Instruction, Line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 FAMILIES: Mapping[str, int] = MappingProxyType({"unix": 1, "inet": 2, "inet6": 10, "netlink": 16})
 """Socket families that a profile can allow, with their AF_ numbers."""
 
-Lines = list[str | Instruction | tuple[int, int, str, str]]
+type Lines = list[Line]
 
 # asm-generic/ioctls.h: push input into a terminal, console functions, console output, line discipline.
 _TIOCSTI, _TIOCLINUX, _TIOCCONS, _TIOCSETD = 0x5412, 0x541C, 0x541D, 0x5423

@@ -77,7 +77,15 @@ def test_and_masks_what_was_loaded() -> None:
 
 
 def test_labels_become_distances() -> None:
-    lines = [Instruction(LD_ABS, 0, 0, 0), (JEQ, 7, "yes", ""), (JA, 0, "no", ""), "yes:", ALLOW, "no:", REFUSE]
+    lines: list[bpf.Line] = [
+        Instruction(LD_ABS, 0, 0, 0),
+        (JEQ, 7, "yes", ""),
+        (JA, 0, "no", ""),
+        "yes:",
+        ALLOW,
+        "no:",
+        REFUSE,
+    ]
     program = encode(assemble(lines))
     assert simulate(program, nr=7, arch=ARCH) == bpf.ALLOW
     assert simulate(program, nr=8, arch=ARCH) == bpf.ERRNO | 13
@@ -91,9 +99,9 @@ def test_labels_become_distances() -> None:
         [(JEQ, 1, "far", ""), *[ALLOW] * 257, "far:", ALLOW],
     ],
 )
-def test_a_label_out_of_reach_is_an_error(lines: list[object]) -> None:
+def test_a_label_out_of_reach_is_an_error(lines: list[bpf.Line]) -> None:
     with pytest.raises(ValueError, match="no label"):
-        assemble(lines)  # type: ignore[arg-type]
+        assemble(lines)
 
 
 def test_encoding_is_struct_sock_filter() -> None:

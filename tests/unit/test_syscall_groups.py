@@ -29,9 +29,9 @@ FROZEN = {
     "@sync": "fdatasync fsync msync sync sync_file_range syncfs",
 }
 MAN_PAGE = """
-    @aio @basic-io @chown @clock @cpu-emulation @debug @default @file-system @io-event @ipc @keyring @known @memlock @module
-    @mount @network-io @obsolete @pkey @privileged @process @raw-io @reboot @resources @sandbox @setuid @signal @swap @sync
-    @system-service @timer
+    @aio @basic-io @chown @clock @cpu-emulation @debug @default @file-system @io-event @ipc @keyring @known @memlock
+    @module @mount @network-io @obsolete @pkey @privileged @process @raw-io @reboot @resources @sandbox @setuid @signal
+    @swap @sync @system-service @timer
 """
 
 
@@ -66,7 +66,9 @@ def test_members_of_the_groups_that_never_changed(group: str) -> None:
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd is not installed; the frozen list is compared")
 def test_members_agree_with_systemd() -> None:
     systemd = systemd_groups()
-    known = systemd.pop("@known")
+    known = systemd.pop("@known").union(*systemd.values())
+    # systemd 252 knows these and has them in no group yet; here they stand beside their elders.
+    known -= {"futex_requeue", "futex_wait", "futex_wake", "map_shadow_stack"} - systemd["@default"]
     assert len(systemd) > 20
     for group, members in systemd.items():
         # Each side may know calls that the other does not: other machines' calls there, newer ones here.
