@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from msgspec import UNSET, UnsetType
 
 from osmoda.sandbox import destinations, granted_paths, syscall_groups
 from osmoda.sandbox.destinations import ANY_PORT, DEFAULT_PORTS, Rule
-from osmoda.sandbox.errors import ProfileError
 from osmoda.sandbox.merge import Declaration, Key
 from osmoda.sandbox.schema import CapabilitiesTable, ProfileFile, RuleTable, dotted, written
-from osmoda.sandbox.toml_source import Path, Position, Source
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from osmoda.sandbox.errors import ProfileError
+    from osmoda.sandbox.toml_source import Path, Position, Source
 
 DEGRADABLE = ("cpu", "idmap", "landlock", "landlock-net", "landlock-scope", "memory", "notify")
 FAMILIES = ("unix", "inet", "inet6", "netlink")
@@ -161,7 +164,7 @@ class Reader:
             ports=destinations.canonical_ports(ports),
             methods=_some("methods", value.methods, destinations.check_method),
             paths=_some("paths", value.paths, destinations.check_url_path),
-            secret=None if value.secret is UNSET else destinations.check_secret(value.secret, tier_file=self._tier_file),
+            secret=None if value.secret is UNSET else destinations.check_secret(value.secret, self._tier_file),
             max_body=None if value.max_body is UNSET else parse_size(value.max_body),
         )
 

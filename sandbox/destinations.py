@@ -1,24 +1,25 @@
 """Where a connection may go: host names, networks, ports, and the rules made of them.
 
-Names are canonical before anything compares them (lower case, ASCII as in RFC 5890, no dot at the end), and what only some
-resolvers would read as an address (`127.1`, `2130706433`) is refused: two programs must never disagree about a rule.
+Names are canonical before anything compares them (lower case, ASCII as in RFC 5890, no dot at the end), and what only
+some resolvers would read as an address (`127.1`, `2130706433`) is refused: two programs must never disagree about a
+rule.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from ipaddress import IPv4Network, IPv6Network
 
 ANY_PORT = 0
 """Stands for every port; only tier files and tier 0 hold it."""
 
-ANY_SECRET = "*"
+ANY_SECRET = "*"  # noqa: S105
 """Stands for every secret; only tier files hold it."""
 
 EVERY_NAME = "*"
@@ -138,7 +139,9 @@ def canonical_host(text: str, *, tier_file: bool = False) -> str:
             raise ValueError("an address has no names below it")
         return _network_text(name)
     if labels[-1] in _OURS:
-        raise ValueError('agents, MCP and other servers are reached through network.connect, such as "agent:writer:8082"')
+        raise ValueError(
+            'agents, MCP and other servers are reached through network.connect, such as "agent:writer:8082"'
+        )
     return wildcard + name
 
 
@@ -161,7 +164,7 @@ def _network_text(text: str) -> str:
         network = ipaddress.ip_network(text, strict=False)
     except ValueError:
         raise ValueError(
-            "it is neither a host name nor an address in its usual form, such as 192.0.2.1, 10.0.0.0/8 or [2001:db8::]/32"
+            "it is neither a host name nor an address in its usual form, such as 192.0.2.1 or 10.0.0.0/8"
             if ":" not in text
             else "it is not an IPv6 address or network; one with ports is written [2001:db8::/32]:443"
         ) from None
@@ -198,7 +201,7 @@ def check_url_path(text: str) -> str:
     return text
 
 
-def check_secret(text: str, *, tier_file: bool = False) -> str:
+def check_secret(text: str, tier_file: bool = False) -> str:
     """The name under which the gateway finds the value; `*`, in a tier file, for any of them."""
     if tier_file and text == ANY_SECRET:
         return text
@@ -220,11 +223,7 @@ def host_covers(wide: str, narrow: str) -> bool:
         return False
     if "/" in wide:
         large, small = _network(wide), _network(narrow)
-        return (
-            large.version == small.version
-            and large.prefixlen <= small.prefixlen
-            and small.network_address in large
-        )
+        return large.version == small.version and large.prefixlen <= small.prefixlen and small.network_address in large
     if wide in (EVERY_NAME, narrow):
         return True
     if wide == EVERY_DOMAIN:

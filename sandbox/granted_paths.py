@@ -1,7 +1,7 @@
 """Which paths of the host a profile may grant, and what a declared path means.
 
-`written_path` and `refusal` only look at text. `resolve_grant` looks at the file system, when a profile is compiled; the
-launch opens its answer without following any link, so what was checked is what is mounted.
+`written_path` and `refusal` only look at text. `resolve_grant` looks at the file system, when a profile is compiled;
+the launch opens its answer without following any link, so what was checked is what is mounted.
 """
 
 from __future__ import annotations
@@ -10,14 +10,10 @@ import errno
 import os
 import stat
 
+from osmoda.host import paths
 from osmoda.sandbox.errors import CompileError
 
 _MOST_LINKS = 40  # as the kernel: path_resolution(7)
-
-
-def home() -> str:
-    """The caller's home directory, which `~/` means."""
-    return os.path.expanduser("~")
 
 
 def written_path(text: str, folder: str) -> str:
@@ -25,9 +21,7 @@ def written_path(text: str, folder: str) -> str:
     if not text or any(ord(char) < 32 or ord(char) == 127 for char in text):
         raise ValueError("a path is not empty and holds no control character")
     if text == "~" or text.startswith("~/"):
-        base, rest = home(), text[2:]
-        if not os.path.isabs(base):
-            raise ValueError("the caller has no home directory")
+        base, rest = paths.home(), text[2:]
     elif text.startswith("~"):
         raise ValueError("only the caller's own home is known: ~/")
     elif text.startswith("/"):
@@ -45,24 +39,14 @@ def written_path(text: str, folder: str) -> str:
 
 def within(path: str, tree: str) -> bool:
     """Whether the normalised `path` is `tree` or lies in it."""
-    return path == tree or tree == "/" or path.startswith(tree + "/")
+    return tree in (path, "/") or path.startswith(tree + "/")
 
 
 def own_directories() -> tuple[str, ...]:
-    """Where osmoda keeps its configuration, state, caches and sockets, for the system and for the caller."""
-    found = ["/etc/osmoda", "/var/lib/osmoda", "/var/cache/osmoda", "/run/osmoda"]
-    for variable, fallback in (
-        ("XDG_CONFIG_HOME", ".config"),
-        ("XDG_STATE_HOME", ".local/state"),
-        ("XDG_CACHE_HOME", ".cache"),
-        ("XDG_RUNTIME_DIR", ""),
-    ):
-        base = os.environ.get(variable, "")
-        if os.path.isabs(base):
-            found.append(os.path.normpath(f"{base}/osmoda"))
-        if fallback:
-            found.append(os.path.normpath(f"{home()}/{fallback}/osmoda"))
-    return tuple(dict.fromkeys(found))
+    """Where osmoda keeps its configuration, state, caches and sockets: the caller's, and the system's."""
+    system = ("/etc/osmoda", "/run/osmoda", "/var/cache/osmoda", "/var/lib/osmoda")
+    own = (os.path.normpath(paths.directory(kind)) for kind in ("config", "runtime", "cache", "state"))
+    return tuple(dict.fromkeys((*system, *own)))
 
 
 def refusal(path: str, *, write: bool, never: tuple[str, ...]) -> str | None:
@@ -86,10 +70,10 @@ def refusal(path: str, *, write: bool, never: tuple[str, ...]) -> str | None:
 def resolve_grant(path: str, origin: str, *, write: bool, never: tuple[str, ...]) -> str:
     """The path without symbolic links that the declared `path` means on this host.
 
-    A link on the way may lead on within the folder that holds it; one that leads out of that folder would grant something
-    that the profile does not name. (So the links of the root folder, such as `/bin`, are followed wherever they lead.)
-    Raises `CompileError` with `origin` (file:line) for a path that is missing, not reachable, neither file nor folder, led
-    elsewhere, or refused under its real name (see `refusal`).
+    A link on the way may lead on within the folder that holds it; one that leads out of that folder would grant
+    something that the profile does not name. (So the links of the root folder, such as `/bin`, are followed wherever
+    they lead.) Raises `CompileError` with `origin` (file:line) for a path that is missing, not reachable, neither
+    file nor folder, led elsewhere, or refused under its real name (see `refusal`).
     """
     resolved = "/"
     pending = [part for part in path.split("/") if part][::-1]

@@ -1,26 +1,33 @@
 """Whether one profile grants no more than another: `excess(a, b)` is empty, or says what a grants beyond b.
 
-The answer is safe to act on: where `excess` is empty, whatever `a` permits, `b` permits too. It is not always the shortest
-answer: what `b` covers only with several of its grants together (a network by its two halves, a URL pattern by two others) is
-reported as excess. It is reflexive and transitive; taking a grant away or adding a denial never makes more of it.
+The answer is safe to act on: where `excess` is empty, whatever `a` permits, `b` permits too. It is not always the
+shortest answer: what `b` covers only with several of its grants together (a network by its two halves, a URL pattern
+by two others) is reported as excess. It is reflexive and transitive; taking a grant away or adding a denial never
+makes more of it.
 
-For paths, hosts, patterns alike: each grant of `a` that its own denials leave alive has to lie within one grant of `b`, and
-where a denial of `b` meets it, `a` has to deny the same.
+For paths, hosts, patterns alike: each grant of `a` that its own denials leave alive has to lie within one grant of
+`b`, and where a denial of `b` meets it, `a` has to deny the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import TYPE_CHECKING
 
 from osmoda.sandbox import patterns
 from osmoda.sandbox.destinations import ANY_PORT, ANY_SECRET, Rule, host_covers, host_meet
 from osmoda.sandbox.granted_paths import within
 from osmoda.sandbox.merge import WORKSPACES
-from osmoda.sandbox.profile import Profile
+from osmoda.sandbox.seccomp import allowed as allowed_calls
 from osmoda.sandbox.syscall_groups import calls, expand
+from osmoda.sandbox.tiers import ceiling
 from osmoda.sandbox.toml_source import Path
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from osmoda.sandbox.profile import Profile
 
 ALWAYS_READ = ("/usr",)
 """Trees that every sandbox holds, declared or not."""
@@ -72,7 +79,7 @@ def _findings(a: Profile, b: Profile) -> Iterator[_Finding]:
         (("mesh", "send"), a.mesh.send, (), b.mesh.send, ()),
         (("mesh", "receive"), a.mesh.receive, (), b.mesh.receive, ()),
     ):
-        for index, what in _beyond(allow, deny, other_allow, other_deny, patterns.covers, _pattern_meet):
+        for index, what in _beyond(allow, deny, other_allow, other_deny, covers=patterns.covers, meet=_pattern_meet):
             yield (*kind, index), what, _listed(other_allow, other_deny)
 
 
@@ -81,6 +88,7 @@ def _beyond[T](
     deny: Sequence[T],
     other_allow: Sequence[T],
     other_deny: Sequence[T],
+    *,
     covers: Callable[[T, T], bool],
     meet: Callable[[T, T], T | None],
 ) -> Iterator[tuple[int, str]]:
@@ -104,14 +112,20 @@ def _beyond[T](
 def _filesystem(a: Profile, b: Profile) -> Iterator[_Finding]:
     mine, other = a.filesystem, b.filesystem
     readable = (*ALWAYS_READ, *other.read, *other.write)
-    for index, what in _beyond(mine.read, mine.deny, readable, other.deny, _tree_covers, _tree_meet):
+    for index, what in _beyond(mine.read, mine.deny, readable, other.deny, covers=_tree_covers, meet=_tree_meet):
         yield ("filesystem", "read", index), what, _listed((*other.read, *other.write), other.deny)
-    for index, what in _beyond(mine.write, mine.deny, other.write, other.deny, _tree_covers, _tree_meet):
+    for index, what in _beyond(mine.write, mine.deny, other.write, other.deny, covers=_tree_covers, meet=_tree_meet):
         yield ("filesystem", "write", index), what, _listed(other.write, other.deny)
-    for _, what in _beyond(_ALWAYS_SEEN, mine.deny, _ALWAYS_SEEN, other.deny, _tree_covers, _tree_meet):
+    for _, what in _beyond(_ALWAYS_SEEN, mine.deny, _ALWAYS_SEEN, other.deny, covers=_tree_covers, meet=_tree_meet):
         yield ("filesystem", "deny"), f"reading {what}", _listed((), other.deny)
     if WORKSPACES.index(mine.workspace) > WORKSPACES.index(other.workspace):
-        yield ("filesystem", "workspace"), f"a {mine.workspace} workspace", other.workspace
+        yield ("filesystem", "workspace"), f"a workspace that is {mine.workspace}", other.workspace
+    elif mine.workspace != "none":
+        # The workspace is named at the launch, so it may hold whatever the other side denies, save where none may lie.
+        never = ceiling(a.tier).filesystem.deny
+        for denied in other.deny:
+            if not any(within(denied, tree) for tree in (*never, *mine.deny)):
+                yield ("filesystem", "workspace"), f"{denied} in a workspace around it", _listed((), other.deny)
     if mine.tmp > other.tmp:
         yield ("filesystem", "tmp"), f"{mine.tmp} bytes", f"{other.tmp} bytes"
 
@@ -137,7 +151,8 @@ def _network(a: Profile, b: Profile) -> Iterator[_Finding]:
             yield ("network", "allow", index), what, _listed(other.allow, other.deny)
     for index, port in enumerate(mine.serve):
         if port not in other.serve and ANY_PORT not in other.serve:
-            yield ("network", "serve", index), "every port" if port == ANY_PORT else f"port {port}", _listed(other.serve)
+            what = "every port" if port == ANY_PORT else f"port {port}"
+            yield ("network", "serve", index), what, _listed(other.serve)
     for index, peer in enumerate(mine.connect):
         if not any(_connect_covers(wide, peer) for wide in other.connect):
             yield ("network", "connect", index), peer, _listed(other.connect)
@@ -146,6 +161,10 @@ def _network(a: Profile, b: Profile) -> Iterator[_Finding]:
             yield ("network", "families", index), f"{family} sockets", _listed(other.families)
     if mine.ask and not other.ask:
         yield ("network", "ask"), "asking for names that are not listed", "false"
+    elif mine.ask:
+        for rule in other.deny:
+            if not all(_denied(rule.host, port, mine.deny) for port in rule.ports):
+                yield ("network", "ask"), f"asking for {rule}", _listed((), other.deny)
     if mine.loopback and not other.loopback:
         yield ("network", "loopback"), "its own loopback interface", "false"
 
@@ -195,13 +214,19 @@ def _rule_granted(atom: Rule, other_allow: tuple[Rule, ...]) -> bool:
 
 
 def _request_covers(rule: Rule, method: str | None, path: str | None, atom: Rule) -> bool:
-    """`None` stands for all methods, or all paths. A rule with a secret is more than one without."""
+    """`None` stands for all methods, or all paths. Only a rule that asks nothing of HTTP covers other protocols."""
     return (
-        (not rule.methods or method in rule.methods)
+        (_http_only(atom) or not _http_only(rule))
+        and (not rule.methods or method in rule.methods)
         and (not rule.paths or (path is not None and any(patterns.covers(wide, path) for wide in rule.paths)))
         and (atom.secret is None or rule.secret in (ANY_SECRET, atom.secret))
         and (rule.max_body is None or (atom.max_body is not None and atom.max_body <= rule.max_body))
     )
+
+
+def _http_only(rule: Rule) -> bool:
+    secret = rule.secret not in (None, ANY_SECRET)
+    return bool(rule.methods or rule.paths) or secret or rule.max_body is not None
 
 
 def _connect_covers(wide: str, peer: str) -> bool:
@@ -214,14 +239,28 @@ def _connect_covers(wide: str, peer: str) -> bool:
 
 def _syscalls(a: Profile, b: Profile) -> Iterator[_Finding]:
     mine, other = a.process.syscalls, b.process.syscalls
-    beyond = expand(mine) - expand(other) if mine != other else frozenset[str]()
+    beyond = _calls(a) - _calls(b) if (mine, a.tier) != (other, b.tier) else frozenset[str]()
+    rest = set(beyond)
     for index, entry in enumerate(mine):
-        if entry.startswith("~"):
-            continue
-        found = sorted(calls(entry) & beyond)
+        found = () if entry.startswith("~") else calls(entry) & beyond
         if found:
-            shown = ", ".join(found[:5]) + (f" and {len(found) - 5} more" if len(found) > 5 else "")
-            yield ("process", "syscalls", index), entry if found == [entry] else f"{entry} ({shown})", _listed(other)
+            rest.difference_update(found)
+            what = entry if found == {entry} else f"{entry} ({_few(found)})"
+            yield ("process", "syscalls", index), what, _listed(other)
+    if rest:
+        yield ("process", "syscalls"), _few(rest), _listed(other)
+
+
+def _few(names: Iterable[str]) -> str:
+    """The first names, in order, and how many more there are."""
+    ordered = sorted(names)
+    return ", ".join(ordered[:5]) + (f" and {len(ordered) - 5} more" if len(ordered) > 5 else "")
+
+
+def _calls(profile: Profile) -> frozenset[str]:
+    """What the filter lets through; in tier 0 there is none."""
+    spec = profile.process.syscalls
+    return allowed_calls(spec, tier=profile.tier) if profile.tier else expand(spec)
 
 
 def _limits(a: Profile, b: Profile) -> Iterator[_Finding]:
@@ -246,9 +285,10 @@ def _limits(a: Profile, b: Profile) -> Iterator[_Finding]:
 
 def _environment(a: Profile, b: Profile) -> Iterator[_Finding]:
     mine, other = a.environment, b.environment
-    allow, deny = _split(mine.passed)
-    other_allow, other_deny = _split(other.passed)
-    for index, what in _beyond(allow, deny, other_allow, other_deny, patterns.covers, _pattern_meet):
+    # A variable that is set hides the caller's.
+    allow, deny = _split((*mine.passed, *(f"~{name}" for name, _ in mine.set if name != "*")))
+    other_allow, other_deny = _split((*other.passed, *(f"~{name}" for name, _ in other.set if name != "*")))
+    for index, what in _beyond(allow, deny, other_allow, other_deny, covers=patterns.covers, meet=_pattern_meet):
         path = ("environment", "pass", mine.passed.index(allow[index]))
         yield path, f"the caller's {what}", _listed(other_allow, other_deny)
     if ("*", "*") not in other.set:

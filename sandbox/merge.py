@@ -1,18 +1,21 @@
 """What profiles declare, and how several of them become one.
 
-The order of what is merged never matters: lists of grants and of denials are united, of single values the tightest one
-holds. Only a variable's value has no tighter and no looser; two files that disagree about one are an error, unless the file
-that extends them both says which.
+The order of what is merged never matters: lists of grants and of denials are united, of single values the tightest
+one holds. Only a variable's value has no tighter and no looser; two files that disagree about one are an error,
+unless the file that extends them both says which.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from osmoda.sandbox.errors import ProfileError
-from osmoda.sandbox.toml_source import Position
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from osmoda.sandbox.toml_source import Position
 
 type Key = tuple[str, ...]
 
@@ -25,7 +28,8 @@ class Declaration:
     """What files declare: canonical values, and where each was written.
 
     `lists` holds the items of each list key and `keys` where that key stands; `scalars` holds the single values,
-    `variables` the table `environment.set`. A key that is absent was not declared, which is not the same as an empty list.
+    `variables` the table `environment.set`. A key that is absent was not declared, which is not the same as an empty
+    list.
     """
 
     keys: Mapping[Key, Position]
@@ -35,7 +39,7 @@ class Declaration:
 
 
 def merge(declarations: Iterable[Declaration]) -> Declaration:
-    """One declaration out of several, whatever their order. Raises `ProfileError` where two set one variable differently."""
+    """One declaration out of several, in any order. Raises `ProfileError` where two set one variable differently."""
     keys: dict[Key, Position] = {}
     lists: dict[Key, dict[Any, Position]] = {}
     scalars: dict[Key, tuple[Any, Position]] = {}

@@ -1,6 +1,7 @@
 """Patterns in which `*` stands for any text, also none and also with `/` in it: tools, topics, variables, URL paths.
 
-All three questions are decided exactly: does a pattern match a text, does one cover another, can two match the same text.
+All three questions are decided exactly: does a pattern match a text, does one cover another, can two match the same
+text.
 """
 
 from __future__ import annotations
@@ -55,8 +56,7 @@ def overlap(one: str, other: str) -> bool:
 def _skip_stars(pattern: str, reached: set[int]) -> set[int]:
     """Add the positions behind stars: a star may stand for nothing."""
     closed = set(reached)
-    for at in sorted(reached):
-        while at < len(pattern) and pattern[at] == "*":
-            at += 1
-            closed.add(at)
+    for at, char in enumerate(pattern):
+        if char == "*" and at in closed:
+            closed.add(at + 1)
     return closed

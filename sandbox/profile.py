@@ -1,21 +1,23 @@
 """The model: what a profile grants, with every default filled in.
 
-A `Profile` is immutable and complete: paths are absolute, `extends` is merged, lists are sorted and hold nothing twice. Two
-profiles are equal when they mean the same (and are described alike), wherever they were read from.
+A `Profile` is immutable and complete: paths are absolute, `extends` is merged, lists are sorted and hold nothing
+twice. Two profiles are equal when they mean the same (and are described alike), wherever they were read from.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
 from osmoda.sandbox.destinations import ANY_PORT, Rule
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 __all__ = [
     "ANY_PORT",
@@ -111,9 +113,9 @@ class Mesh:
 class Profile:
     """What a program may do.
 
-    `file` is the absolute path it was read from, empty for a tier's defaults. `files` holds the path and SHA-256 of every
-    file that it was made from: the chain of `extends` and the tier's own file. `origins` maps the path of a key or of an
-    item, such as `("filesystem", "read", 0)` or `("environment", "set", "LANG")`, to `"file:line"`.
+    `file` is the absolute path it was read from, empty for a tier's defaults. `files` holds the path and SHA-256 of
+    every file that it was made from: the chain of `extends` and the tier's own file. `origins` maps the path of a key
+    or of an item, such as `("filesystem", "read", 0)` or `("environment", "set", "LANG")`, to `"file:line"`.
     """
 
     schema: int
@@ -128,16 +130,15 @@ class Profile:
     mesh: Mesh
     file: str = field(default="", compare=False)
     files: tuple[tuple[str, str], ...] = field(default=(), compare=False)
-    origins: Mapping[tuple[str | int, ...], str] = field(
-        default=MappingProxyType({}), compare=False, repr=False
-    )
+    origins: Mapping[tuple[str | int, ...], str] = field(default=MappingProxyType({}), compare=False, repr=False)
 
     @classmethod
     def load(cls, path_or_name: str | os.PathLike[str]) -> Profile:
         """Read a profile by path (with a `/` or ending in `.toml`) or by name.
 
-        Names are looked for in the caller's configuration, in `/etc/osmoda/profiles`, among the shipped agents, and last
-        as `tier0`, `tier1`, `tier2`. Raises `ProfileError` for one that is missing, not valid, or above its tier's ceiling.
+        Names are looked for in the caller's configuration, in `/etc/osmoda/profiles`, among the shipped agents, and
+        last as `tier0`, `tier1`, `tier2`. Raises `ProfileError` for one that is missing, not valid, or above its
+        tier's ceiling.
         """
         from osmoda.sandbox import profile_file
 
@@ -145,7 +146,7 @@ class Profile:
 
     @classmethod
     def default(cls, tier: int = 2) -> Profile:
-        """What holds in `tier` (0, 1 or 2) where nothing is declared; without an argument, what a missing profile means."""
+        """What holds in `tier` (0, 1 or 2) where nothing is declared; by default, what a missing profile means."""
         from osmoda.sandbox import tiers
 
         return tiers.default(tier)

@@ -6,16 +6,22 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 from msgspec import UNSET
 
-from osmoda.sandbox import granted_paths, grants, schema, tiers, toml_source
+from osmoda.host import paths
+from osmoda.sandbox import granted_paths, grants, schema, seccomp, tiers, toml_source
 from osmoda.sandbox.declaration import Reader
 from osmoda.sandbox.errors import ProfileError
 from osmoda.sandbox.merge import Declaration, extend
-from osmoda.sandbox.profile import Profile
+from osmoda.sandbox.syscall_groups import calls
 from osmoda.sandbox.toml_source import Path, Position, Source
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from osmoda.sandbox.profile import Profile
 
 MOST_BYTES = 1 << 20
 """The largest profile file that is read, in bytes."""
@@ -41,19 +47,13 @@ def load(path_or_name: str) -> Profile:
 
 def search_path() -> tuple[str, ...]:
     """The folders in which a profile is looked for by name, in order."""
-    configuration = os.environ.get("XDG_CONFIG_HOME", "")
-    if not os.path.isabs(configuration):
-        configuration = os.path.join(granted_paths.home(), ".config")
-    return (
-        os.path.join(configuration, "osmoda", "profiles"),
-        "/etc/osmoda/profiles",
-        os.path.join(tiers.SHIPPED, "agents"),
-    )
+    own = os.path.join(paths.directory("config"), "profiles")
+    return tuple(dict.fromkeys((own, "/etc/osmoda/profiles", os.path.join(tiers.SHIPPED, "agents"))))
 
 
 def _path(text: str) -> str | None:
     """The absolute path that `text` is, or None for a name."""
-    return os.path.abspath(os.path.expanduser(text)) if "/" in text or text.endswith(".toml") else None
+    return os.path.abspath(text) if "/" in text or text.endswith(".toml") else None
 
 
 def _search(name: str) -> str | None:
@@ -71,8 +71,8 @@ class _Chain:
         self.description = ""
         self._done: dict[str, Declaration] = {}
 
-    def read(self, path: str, open_files: tuple[str, ...] = ()) -> Declaration:
-        """What `path` declares together with its bases; `open_files` are those that are extending it right now."""
+    def read(self, path: str, extending: tuple[str, ...] = ()) -> Declaration:
+        """What `path` declares together with its bases; `extending` are those on the way to it."""
         if path in self._done:
             return self._done[path]
         content = _content(path)
@@ -82,23 +82,23 @@ class _Chain:
         reader = Reader(source, (), os.path.dirname(path))
         own = reader.read(table)
         schema.raise_all(reader.errors)
-        if not open_files:
+        if not extending:
             self.description = table.description
         names = [] if table.extends is UNSET else [table.extends] if isinstance(table.extends, str) else table.extends
         bases = []
         for index, name in enumerate(names):
             at: Path = ("extends",) if isinstance(table.extends, str) else ("extends", index)
             base = self._base(name, source, at)
-            if base in (*open_files, path):
-                circle = " extends ".join((*open_files[open_files.index(base) :], path, base) if base != path else (path, path))
-                raise source.error(at, f"extends leads in a circle: {circle}")
-            bases.append(self.read(base, (*open_files, path)))
+            if base in (*extending, path):
+                circle = (*extending, path)[(*extending, path).index(base) :]
+                raise source.error(at, f"extends leads in a circle: {' extends '.join((*circle, base))}")
+            bases.append(self.read(base, (*extending, path)))
         self._done[path] = extend(own, bases)
         return self._done[path]
 
     def _base(self, name: str, source: Source, at: Path) -> str:
         if "/" in name or name.endswith(".toml"):
-            path = os.path.abspath(os.path.join(os.path.dirname(source.file), os.path.expanduser(name)))
+            path = os.path.abspath(os.path.join(os.path.dirname(source.file), name))
             if os.path.lexists(path):
                 return path
             raise source.error(at, f"extends {schema.written(name)}, but there is no {path}")
@@ -136,16 +136,14 @@ def _text(content: bytes, path: str) -> str:
         raise ProfileError("the text is not UTF-8", path, before.count(b"\n") + 1, column) from None
 
 
-def _within_ceiling(
-    declared: Declaration, description: str, file: str, files: tuple[tuple[str, str], ...]
-) -> Profile:
+def _within_ceiling(declared: Declaration, description: str, file: str, files: tuple[tuple[str, str], ...]) -> Profile:
     """The complete profile. Raises `ProfileError` for what its tier does not allow."""
     tier = declared.scalars["tier",][0] if ("tier",) in declared.scalars else 2
     profile = tiers.complete(declared, tier, description=description, file=file, files=files)
     positions = tiers.positions_of(declared, profile)
-    found = _unenforced(declared) if tier == 0 else [*_never_granted(profile), *_above(profile), *_removed(declared, tier)]
+    found = [*_never_granted(profile), *_removed(declared, tier)] if tier else list(_unenforced(declared))
     errors: dict[Path, ProfileError] = {}
-    for path, message in found:
+    for path, message in (*found, *_above(profile)):
         if path not in errors:
             place = positions.get(path, Position(file, 1, 1))
             errors[path] = ProfileError(message, place.file, place.line, place.column)
@@ -165,8 +163,8 @@ def _unenforced(declared: Declaration) -> Iterator[_Finding]:
 
 def _never_granted(profile: Profile) -> Iterator[_Finding]:
     never = tiers.ceiling(profile.tier).filesystem.deny
-    for name, paths in (("read", profile.filesystem.read), ("write", profile.filesystem.write)):
-        for index, path in enumerate(paths):
+    for name, trees in (("read", profile.filesystem.read), ("write", profile.filesystem.write)):
+        for index, path in enumerate(trees):
             reason = granted_paths.refusal(path, write=name == "write", never=never)
             if reason is not None:
                 yield ("filesystem", name, index), f"filesystem.{name}: {reason}"
@@ -182,23 +180,20 @@ def _above(profile: Profile) -> Iterator[_Finding]:
 
 def _removed(declared: Declaration, tier: int) -> Iterator[_Finding]:
     """A group loses what the tier takes away; a call that is asked for by its own name is not lost silently."""
-    from osmoda.sandbox.syscall_groups import calls
-
     key = ("process", "syscalls")
+    ceiling = tiers.ceiling(tier).process.syscalls
     removed: Mapping[str, str] = {
-        call: entry
-        for entry in tiers.ceiling(tier).process.syscalls
-        if entry.startswith("~")
-        for call in calls(entry[1:])
+        call: entry for entry in ceiling if entry.startswith("~") for call in calls(entry[1:])
     }
     entries = declared.lists.get(key, {})
-    profile_entries = tiers.ordered_syscalls(entries, removed.values())
+    order = tiers.ordered_syscalls(entries, removed.values())
     for entry in entries:
-        gone = entry if entry in removed else None
-        if entry.startswith("@") and calls(entry) <= removed.keys():
-            gone = next(iter(sorted(calls(entry))))
-        if gone is not None:
-            yield (
-                (*key, profile_entries.index(entry)),
-                f'process.syscalls grants {entry}, which tier {tier} takes away from every profile ("{removed[gone]}")',
-            )
+        path = (*key, order.index(entry))
+        if not entry.startswith("~") and calls(entry) <= removed.keys():
+            taken = ", ".join(sorted({removed[call] for call in calls(entry)}))
+            yield path, f"process.syscalls grants {entry}, which tier {tier} takes away from every profile ({taken})"
+            continue
+        try:
+            seccomp.allowed((entry,), tier=tier)
+        except ValueError as error:
+            yield path, f"process.syscalls: {error}"

@@ -1,20 +1,21 @@
 """The shape of a profile file: validation with msgspec, and the JSON Schema that editors read.
 
-The description of a key says what is allowed there; an error quotes it. Only shapes are checked here. What a host name, a
-size or a path must look like is `declaration`'s part.
+The description of a key says what is allowed there; an error quotes it. Only shapes are checked here. What a host name,
+a size or a path must look like is `declaration`'s part.
 """
 
 from __future__ import annotations
 
 import copy
 import re
-from typing import Annotated, Any, TypeVar, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType, field
 
-from osmoda.sandbox.errors import ProfileError
-from osmoda.sandbox.toml_source import Path, Source
+if TYPE_CHECKING:
+    from osmoda.sandbox.errors import ProfileError
+    from osmoda.sandbox.toml_source import Path, Source
 
 SCHEMA_VERSION = 1
 
@@ -32,17 +33,23 @@ class RuleTable(Struct, frozen=True, forbid_unknown_fields=True):
     """One destination in table form."""
 
     host: Annotated[
-        str, Meta(description='a host name, "*.name" for every name below it, an address or a network such as "10.0.0.0/8"')
+        str,
+        Meta(description='a host name, "*.name" for all names below it, an address, or a network such as "10.0.0.0/8"'),
     ]
     ports: Ports | UnsetType = UNSET
-    methods: Annotated[Strings, Meta(description='a list of HTTP methods in capitals, such as ["GET"]')] | UnsetType = UNSET
+    methods: Annotated[Strings, Meta(description='a list of HTTP methods in capitals, such as ["GET"]')] | UnsetType = (
+        UNSET
+    )
     paths: (
         Annotated[Strings, Meta(description='a list of URL paths in which * stands for any text, such as ["/v1/*"]')]
         | UnsetType
     ) = UNSET
-    secret: Annotated[str, Meta(description="the name of a secret that the gateway puts in for this host")] | UnsetType = UNSET
+    secret: (
+        Annotated[str, Meta(description="the name of a secret that the gateway puts in for this host")] | UnsetType
+    ) = UNSET
     max_body: (
-        Annotated[Size, Meta(description='the most bytes of one request body: a number, or text such as "1M"')] | UnsetType
+        Annotated[Size, Meta(description='the most bytes of one request body: a number, or text such as "1M"')]
+        | UnsetType
     ) = UNSET
 
 
@@ -50,7 +57,9 @@ class FilesystemTable(Struct, frozen=True, forbid_unknown_fields=True):
     """Files of the host. A path is absolute, starts with ~/, or is relative to the profile's own folder."""
 
     read: Annotated[Strings, Meta(description="a list of paths whose trees may be read")] | UnsetType = UNSET
-    write: Annotated[Strings, Meta(description="a list of paths whose trees may be read and written")] | UnsetType = UNSET
+    write: Annotated[Strings, Meta(description="a list of paths whose trees may be read and written")] | UnsetType = (
+        UNSET
+    )
     deny: (
         Annotated[Strings, Meta(description="a list of paths that stay hidden whatever grants a tree around them")]
         | UnsetType
@@ -60,7 +69,7 @@ class FilesystemTable(Struct, frozen=True, forbid_unknown_fields=True):
             str,
             Meta(
                 pattern="^(none|overlay|direct)$",
-                description='"none" (an empty folder), "overlay" (changes wait for a commit) or "direct" (written in place)',
+                description='"none" (an empty folder), "overlay" (changes wait for a commit) or "direct"',
             ),
         ]
         | UnsetType
@@ -77,14 +86,13 @@ class NetworkTable(Struct, frozen=True, forbid_unknown_fields=True):
     allow: (
         Annotated[
             list[str | RuleTable],
-            Meta(description='a list of destinations such as "api.openai.com", "*.arxiv.org:80,443", or tables with host'),
+            Meta(description='a list of destinations such as "api.openai.com", "*.arxiv.org:80,443", or tables'),
         ]
         | UnsetType
     ) = UNSET
-    deny: (
-        Annotated[Strings, Meta(description="a list of destinations refused whatever allows them; without ports, on all")]
-        | UnsetType
-    ) = UNSET
+    deny: Annotated[Strings, Meta(description="a list of destinations refused whatever allows them")] | UnsetType = (
+        UNSET
+    )
     serve: (
         Annotated[list[Port | AnyPort], Meta(description="a list of ports from 1 to 65535 that other agents may reach")]
         | UnsetType
@@ -92,7 +100,7 @@ class NetworkTable(Struct, frozen=True, forbid_unknown_fields=True):
     connect: (
         Annotated[
             Strings,
-            Meta(description='a list of "agent:NAME:PORT", "mesh:SERVER/AGENT:PORT" or "host:PORT" (a service of this host)'),
+            Meta(description='a list of "agent:NAME:PORT", "mesh:SERVER/AGENT:PORT" or "host:PORT"'),
         ]
         | UnsetType
     ) = UNSET
@@ -111,7 +119,7 @@ class LimitsTable(Struct, frozen=True, forbid_unknown_fields=True):
     """Limits of each single process (setrlimit(2))."""
 
     open_files: (
-        Annotated[int, Meta(ge=16, le=1 << 30, description="a number of open files from 16 (RLIMIT_NOFILE)")] | UnsetType
+        Annotated[int, Meta(ge=16, le=1 << 30, description="a number of files from 16 (RLIMIT_NOFILE)")] | UnsetType
     ) = UNSET
     file_size: Annotated[Size, Meta(description='the largest file, such as "4G" (RLIMIT_FSIZE)')] | UnsetType = UNSET
     address_space: (
@@ -132,10 +140,12 @@ class ProcessTable(Struct, frozen=True, forbid_unknown_fields=True):
         | UnsetType
     ) = UNSET
     memory: Annotated[Size, Meta(description='memory of the whole sandbox, such as "512M"')] | UnsetType = UNSET
-    cpu: (
-        Annotated[float, Meta(gt=0, le=65536, description="a number of cores above 0, such as 0.5")] | UnsetType
-    ) = UNSET
-    pids: Annotated[int, Meta(ge=1, le=1 << 22, description="a number of processes and threads from 1")] | UnsetType = UNSET
+    cpu: Annotated[float, Meta(gt=0, le=65536, description="a number of cores above 0, such as 0.5")] | UnsetType = (
+        UNSET
+    )
+    pids: Annotated[int, Meta(ge=1, le=1 << 22, description="a number of processes and threads from 1")] | UnsetType = (
+        UNSET
+    )
     limits: LimitsTable | UnsetType = UNSET
 
 
@@ -152,9 +162,9 @@ class ToolsTable(Struct, frozen=True, forbid_unknown_fields=True):
     """MCP tools, as patterns in which * stands for any text."""
 
     allow: Annotated[Strings, Meta(description='a list of tool patterns, such as ["file_*"]')] | UnsetType = UNSET
-    deny: (
-        Annotated[Strings, Meta(description="a list of tool patterns refused whatever allows them")] | UnsetType
-    ) = UNSET
+    deny: Annotated[Strings, Meta(description="a list of tool patterns refused whatever allows them")] | UnsetType = (
+        UNSET
+    )
 
 
 class MeshTable(Struct, frozen=True, forbid_unknown_fields=True):
@@ -172,8 +182,8 @@ _Tier = Annotated[
 _Degrade = Annotated[
     Strings,
     Meta(
-        description='a list of layers that may be missing on a host, out of "memory", "cpu", "landlock", "landlock-net", '
-        '"landlock-scope", "notify", "idmap"'
+        description='a list of layers that may be missing on a host, out of "memory", "cpu", "landlock", '
+        '"landlock-net", "landlock-scope", "notify", "idmap"'
     ),
 ]
 
@@ -199,9 +209,7 @@ class ProfileFile(_Capabilities, frozen=True, forbid_unknown_fields=True, kw_onl
     tier: _Tier | UnsetType = UNSET
     description: Annotated[str, Meta(description="one line of text")] = ""
     extends: (
-        Annotated[
-            str | list[str], Meta(description="the name or file of a profile to build on, or a list of them")
-        ]
+        Annotated[str | list[str], Meta(description="the name or file of a profile to build on, or a list of them")]
         | UnsetType
     ) = UNSET
 
@@ -216,16 +224,14 @@ class TierFile(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     default: CapabilitiesTable
 
 
-_S = TypeVar("_S", ProfileFile, TierFile)
-
 _PATH_STEP = re.compile(r"\.([A-Za-z0-9_-]+)|\[(\d+|\.\.\.)\]")
 _UNKNOWN = re.compile(r"^Object contains unknown field `(.*)`", re.DOTALL)
 _MISSING = re.compile(r"^Object missing required field `(.*)`")
 _MOST_ERRORS = 20
 
 
-def validate(source: Source, shape: type[_S]) -> _S:
-    """The values of `source` as a `shape`; raises `ProfileError` for the first thing wrong, the rest in its `others`."""
+def validate[S: (ProfileFile, TierFile)](source: Source, shape: type[S]) -> S:
+    """The values of `source` as a `shape`. Raises `ProfileError` for the first thing wrong, the rest in `others`."""
     data = source.data
     errors: list[ProfileError] = []
     while True:
@@ -388,7 +394,7 @@ def schema_text(shape: type[Struct]) -> str:
 
 
 def main() -> None:
-    """Write the schema files into the folder named by the first argument (`python -m osmoda.sandbox.schema profiles`)."""
+    """Write the schema files into a folder: `python -m osmoda.sandbox.schema profiles`."""
     import pathlib
     import sys
 

@@ -1,18 +1,17 @@
 """The three tiers, read from `profiles/tier*.toml`: the most that a profile may declare, and what holds undeclared.
 
-Both halves of a tier file have the shape of a profile. In a ceiling every list is an upper bound, and what it takes away
-(`deny`, or `~` in front) is taken away from each profile of the tier, whatever that declares.
+Both halves of a tier file have the shape of a profile. In a ceiling every list is an upper bound, and what it takes
+away (`deny`, or `~` in front) is taken away from each profile of the tier, whatever that declares.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from types import MappingProxyType
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from osmoda.sandbox import schema, toml_source
 from osmoda.sandbox.declaration import Reader
@@ -30,7 +29,11 @@ from osmoda.sandbox.profile import (
     Tier,
     Tools,
 )
-from osmoda.sandbox.toml_source import Path, Position
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from osmoda.sandbox.toml_source import Path, Position
 
 SHIPPED = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "profiles")
 """The folder of the tier files and of the sample agents."""
@@ -168,7 +171,7 @@ def _profile(
 
 
 def _syscalls(declared: Declaration, fallback: Declaration, removed: tuple[str, ...]) -> tuple[str, ...]:
-    """What is declared, less what the ceiling takes away. A list that only takes away does so from the tier's default."""
+    """What is declared, less what the ceiling takes away. A list of removals only removes from the tier's default."""
     key = ("process", "syscalls")
     default = tuple(fallback.lists.get(key, ()))
     entries = set(declared.lists.get(key, default))

@@ -1,14 +1,13 @@
 """TOML text to values, and the line and column of each of them.
 
-`tomllib` decides what the text means; tree-sitter's TOML grammar only says where each key and item stands, so the two can
-never disagree about a value.
+`tomllib` decides what the text means; tree-sitter's TOML grammar only says where each key and item stands, so the two
+can never disagree about a value.
 """
 
 from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 from osmoda.sandbox.errors import ProfileError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
     from tree_sitter import Node, Parser
 
 type Path = tuple[str | int, ...]
@@ -65,7 +66,7 @@ def parse(text: str, file: str) -> Source:
     try:
         data = tomllib.loads(text)
     except RecursionError:
-        raise ProfileError("the text is not TOML that can be read: its values are nested too deeply", file, 1, 1) from None
+        raise ProfileError("the text cannot be read: its values are nested too deeply", file, 1, 1) from None
     except ValueError as error:
         raise _syntax_error(str(error), text, file) from None
     positions: dict[Path, tuple[int, int]] = {}
@@ -75,7 +76,7 @@ def parse(text: str, file: str) -> Source:
 
 
 def _syntax_error(message: str, text: str, file: str) -> ProfileError:
-    """tomllib puts the place into the message; it says "end of document" where a value was never closed."""
+    """What tomllib found wrong. It puts the place into the message, and "end of document" for what was never closed."""
     place = _PLACE.search(message)
     if place is not None and place[1] is not None:
         line, column = int(place[1]), int(place[2])
