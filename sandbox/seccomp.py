@@ -70,11 +70,12 @@ def _names(text: str) -> frozenset[str]:
 
 
 FLOOR: frozenset[str] = _names("""
-    access arch_prctl brk clock_gettime clock_nanosleep clone close close_range dup dup2 dup3 execve exit exit_group
-    faccessat fcntl fstat futex getegid geteuid getgid getpid getppid getrandom gettid getuid ioctl kill lseek
-    madvise mmap mprotect mremap munmap newfstatat openat pidfd_open pidfd_send_signal poll ppoll prctl pread64
-    prlimit64 read readv recvmsg restart_syscall rseq rt_sigaction rt_sigprocmask rt_sigreturn rt_sigtimedwait
-    sched_yield sendmsg set_robust_list set_tid_address setpgid setsid sigaltstack tgkill wait4 waitid write writev
+    access arch_prctl brk chdir clock_gettime clock_nanosleep clone close close_range dup dup2 dup3 execve exit
+    exit_group faccessat fcntl fstat futex getegid geteuid getgid getpid getppid getrandom gettid getuid ioctl kill
+    lseek madvise mmap mprotect mremap munmap newfstatat openat pidfd_open pidfd_send_signal poll ppoll prctl
+    pread64 prlimit64 read readv recvfrom recvmsg restart_syscall rseq rt_sigaction rt_sigprocmask rt_sigreturn
+    rt_sigtimedwait sched_yield sendmsg sendto set_robust_list set_tid_address setpgid setsid sigaltstack stat
+    tgkill wait4 waitid write writev
 """)
 """Calls that no profile can take away: the sandbox's own init makes them after the filter stands, or the dynamic loader
 and libc before `main`. Removing a group leaves its calls that are listed here."""

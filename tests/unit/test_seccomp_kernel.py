@@ -225,6 +225,32 @@ found = [status, spawned, sorted(os.read(reader, 99)), subprocess.check_output([
     assert probe(program, code, tmp_path) == [3, 0, sorted(b"childtttt"), "hi\n"]
 
 
+def test_the_floor_alone_is_enough_to_start_a_command_and_reap_it() -> None:
+    program = seccomp.build(frozenset(), arch=MACHINE, notify=False, tier=2)
+    code = f"""
+import _socket, posix, _signal
+class Fprog(ctypes.Structure):
+    _fields_ = (("len", ctypes.c_ushort), ("filter", ctypes.c_void_p))
+program = bytes.fromhex("{program.hex()}")
+buffer = ctypes.create_string_buffer(program, len(program))
+ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
+assert call(NR["seccomp"], 1, 0, ctypes.byref(Fprog(len(program) // 8, ctypes.addressof(buffer)))) == 0
+posix.chdir("/")
+posix.stat("/bin/true")
+actions = [(posix.POSIX_SPAWN_OPEN, 0, "/dev/null", posix.O_RDWR, 0), (posix.POSIX_SPAWN_DUP2, 0, 1)]
+pid = posix.posix_spawn(
+    "/bin/true", ["true"], {{}}, file_actions=actions, setsid=True, setsigmask=(), setsigdef=(_signal.SIGINT,)
+)
+pidfd = posix.pidfd_open(pid)
+theirs.sendmsg([b"P"], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, pidfd.to_bytes(4, "little"))])
+received = ours.recvmsg(1, 64)[0].decode()
+theirs.send(b"S")
+found = [received, ours.recv(1).decode(), posix.waitpid(pid, 0)[1], call(NR["close_range"], pidfd, pidfd, 0)]
+found += [call(NR["kill"], pid, 0), call(NR["pipe2"], 0, 0)]
+"""
+    assert probe(None, code) == ["P", "S", 0, 0, "ESRCH", "EPERM"]
+
+
 GIT = """
 export HOME=$PWD GIT_CONFIG_NOSYSTEM=1
 export GIT_AUTHOR_NAME=a GIT_AUTHOR_EMAIL=a@b GIT_COMMITTER_NAME=a GIT_COMMITTER_EMAIL=a@b
