@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+# One worker for all of them: a cgroup that one of these tests makes is an unused cgroup to the others.
+pytestmark = pytest.mark.xdist_group("leftovers")
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 needs_root = pytest.mark.skipif(os.getuid() != 0, reason="needs to be root, for mount and mkdir in a cgroup hierarchy")
 
