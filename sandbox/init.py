@@ -77,8 +77,13 @@ def enter(
             if operation.layer == "seccomp":
                 _send(control, b"L", setup.listener, setup.master)
         step = COMMAND
+        if not operations:
+            # Tier 0 has no pid namespace: what is orphaned comes to this process, and ends with it.
+            syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
         pid = _spawn(command, setup.slave)
-        syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
+        if operations:
+            # Nobody inside may look into this process, which began as a copy of the launcher.
+            syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
         pidfd = posix.pidfd_open(pid)
         _send(control, b"P", pidfd)
         _give_up_stdio()
@@ -203,7 +208,7 @@ def _give_up_stdio() -> None:
 
 
 def _reap(main: int, control: _socket.socket, stops: bool) -> NoReturn:
-    """Reap as pid 1 until the command ends, then end the rest, tell the parent, and exit."""
+    """Reap until the command ends, then end the rest, tell the parent, and exit."""
     options = posix.WUNTRACED if stops else 0
     while True:
         pid, status, user, system, peak = syscalls.wait4(-1, options)
@@ -214,10 +219,22 @@ def _reap(main: int, control: _socket.socket, stops: bool) -> NoReturn:
             continue
         break
     try:
-        posix.kill(-1, 9)
         while True:
+            _end_others()
             posix.waitpid(-1, 0)
     except (ChildProcessError, ProcessLookupError):
         # No process but this one is left.
         control.send(b"S" + marshal.dumps((status, user, system, peak)))
     posix._exit(0)
+
+
+def _end_others() -> None:
+    """SIGKILL to every process of the sandbox; in tier 0, which has no pid namespace, to the children that are left."""
+    if posix.getpid() == 1:
+        posix.kill(-1, 9)
+        return
+    fd = posix.open(b"/proc/self/task/%d/children" % posix.getpid(), posix.O_RDONLY | posix.O_CLOEXEC)
+    children = posix.read(fd, 65536).split()
+    posix.close(fd)
+    for child in children:
+        posix.kill(int(child), 9)

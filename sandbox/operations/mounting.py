@@ -153,6 +153,21 @@ class SystemTree(Operation):
 
 
 @frozen
+class SystemTreeWithout(SystemTree):
+    """A part of the host's system without the names that the profile denies, through an overlay (see `ReadTree`)."""
+
+    hidden: tuple[bytes, ...]
+
+    def describe(self) -> str:
+        return f"read {self.path.decode()} but not {', '.join(name.decode() for name in self.hidden)}"
+
+    def apply(self, setup: Setup) -> None:
+        tree = syscalls.open_tree(syscalls.AT_FDCWD, self.path, syscalls.OPEN_TREE_CLONE | syscalls.AT_RECURSIVE)
+        syscalls.mount_setattr(tree, _RDONLY | _NOSUID_NODEV, recursive=True)
+        _attach(setup, _overlay_without(setup, tree, self.hidden), self.path)
+
+
+@frozen
 class Scratch(Operation):
     """A private tmpfs of at most `size` bytes at `path`, gone with the sandbox (tmpfs(5))."""
 
@@ -282,11 +297,7 @@ class ReadTree(Grant):
 
     def apply(self, setup: Setup) -> None:
         tree = _source_tree(setup, self.path, self.attributes())
-        lower, shade = _stage(setup, tree, self.path)
-        for name in self.hidden:
-            _whiteout(setup.root, shade, lower, name)
-        layers = b":".join((_visible(setup, shade), _visible(setup, lower)))
-        overlay = syscalls.fsmount(b"overlay", ((b"lowerdir", layers), (b"userxattr", None)), self.attributes())
+        overlay = _overlay_without(setup, tree, self.hidden)
         _make_place(setup.root, self.path, directory=True)
         _attach(setup, overlay, self.path)
 
@@ -342,7 +353,7 @@ class OverlayWorkspace(Operation):
         workspace = setup.workspace
         layer = _source_tree(setup, setup.layer, _NOSUID_NODEV)
         tree = _source_tree(setup, workspace, _NOSUID_NODEV | _RDONLY)
-        lower, shade = _stage(setup, tree, workspace)
+        lower, shade = _stage(setup, tree)
         place = shade + b".layer"
         posix.mkdir(place, 0o755, dir_fd=setup.root)
         syscalls.move_mount(layer, setup.root, place)
@@ -362,7 +373,35 @@ class OverlayWorkspace(Operation):
         _attach(setup, overlay, workspace)
 
 
-def _stage(setup: Setup, tree: int, path: bytes) -> tuple[bytes, bytes]:
+@frozen
+class Alias(Operation):
+    """A link to a granted path, where the profile names it by one."""
+
+    path: bytes
+    target: bytes
+
+    layer = "mounts"
+
+    def describe(self) -> str:
+        return f"{self.path.decode()} leads to {self.target.decode()}"
+
+    def apply(self, setup: Setup) -> None:
+        folder, _, name = self.path.rpartition(b"/")
+        if folder:
+            _make_place(setup.root, folder, directory=True)
+        posix.symlink(self.target, self.path[1:], dir_fd=setup.root)
+
+
+def _overlay_without(setup: Setup, tree: int, hidden: tuple[bytes, ...]) -> int:
+    """A read-only overlay of `tree` that lacks the names `hidden`."""
+    lower, shade = _stage(setup, tree)
+    for name in hidden:
+        _whiteout(setup.root, shade, lower, name)
+    layers = b":".join((_visible(setup, shade), _visible(setup, lower)))
+    return syscalls.fsmount(b"overlay", ((b"lowerdir", layers), (b"userxattr", None)), _NOSUID_NODEV | _RDONLY)
+
+
+def _stage(setup: Setup, tree: int) -> tuple[bytes, bytes]:
     """Attach a lower layer where overlayfs finds it, and make an empty upper one: their names below the new root."""
     number = setup.staged
     setup.staged = number + 1

@@ -1,0 +1,182 @@
+"""Compiled plans on disk. An entry is used only if it is this user's own, whole, and still what a compilation would give.
+
+Layout of an entry: 32 bytes of SHA-256 over the rest, then the marshalled (key, witnesses, plan). It is a regular file with mode 0600 and
+one link, in a directory that only this user can write to.
+"""
+
+from __future__ import annotations
+
+import marshal
+import posix
+from _sha2 import sha256
+
+from osmoda.host import features, paths
+from osmoda.host.frozen import frozen
+from osmoda.sandbox.plan import Plan
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_FORMAT = 1
+_MOST_BYTES = 1 << 22
+_MOST_ENTRIES = 256
+_ENVIRONMENT = ("HOME", "XDG_CONFIG_HOME", "XDG_STATE_HOME", "XDG_CACHE_HOME", "XDG_RUNTIME_DIR")
+_OWN = ("OSMODA_CONFIG_DIR", "OSMODA_STATE_DIR", "OSMODA_CACHE_DIR", "OSMODA_RUNTIME_DIR")
+
+
+@frozen
+class Witnesses:
+    """What a plan was compiled from; one that has changed makes the entry stale.
+
+    `files` pairs a path with the SHA-256 of its content, `absent` are paths that must not exist (a profile of the same name there
+    would be found first), `unmoved` pairs a path with (inode, mtime in ns), `same` a declared path with where it led.
+    """
+
+    files: tuple[tuple[str, str], ...]
+    absent: tuple[str, ...]
+    unmoved: tuple[tuple[str, int, int], ...]
+    same: tuple[tuple[str, str], ...]
+    host: tuple[object, ...]
+
+    def hold(self) -> bool:
+        """Whether a compilation today would have started from the same."""
+        try:
+            for path, inode, changed in self.unmoved:
+                status = posix.stat(path)
+                if status.st_ino != inode or status.st_mtime_ns != changed:
+                    return False
+            for path, digest in self.files:
+                if sha256(_content(path)).hexdigest() != digest:
+                    return False
+            for declared, real in self.same:
+                if not _same(declared, real):
+                    return False
+        except OSError:
+            return False
+        return self.host == features.fingerprint() and not any(_exists(path) for path in self.absent)
+
+
+def key(*request: object) -> tuple[object, ...]:
+    """The name of an entry: what was asked for, and the environment that a profile's `~` and its search depend on."""
+    return (_FORMAT, *request, *[paths.environment(name) for name in (*_ENVIRONMENT, *_OWN)])
+
+
+def load(key: tuple[object, ...]) -> Plan | None:
+    """The plan stored under `key`, or None when there is none that can be trusted and still holds."""
+    try:
+        path = _path(key)
+        fd = posix.open(path, posix.O_RDONLY | posix.O_NOFOLLOW | posix.O_NONBLOCK | posix.O_CLOEXEC)
+    except (OSError, paths.UntrustedDirectory):
+        return None
+    try:
+        status = posix.fstat(fd)
+        if (
+            status.st_mode & 0o177777 != 0o100600
+            or status.st_uid != posix.geteuid()
+            or status.st_nlink != 1
+            or status.st_size > _MOST_BYTES
+        ):
+            return None
+        data = posix.read(fd, _MOST_BYTES)
+    finally:
+        posix.close(fd)
+    body = data[32:]
+    if sha256(body).digest() != data[:32]:
+        return None
+    try:
+        stored, witnesses, plan = marshal.loads(body)
+        if stored != key or not Witnesses(*witnesses).hold():
+            return None
+        return Plan.load(plan)
+    except (ValueError, EOFError, TypeError, KeyError):
+        # Written by another version; its digest only says that nobody touched it since.
+        return None
+
+
+def store(key: tuple[object, ...], plan: Plan, witnesses: Witnesses) -> None:
+    """Keep `plan` for the next launch; without a directory to trust, or room, there is just no entry."""
+    values = (witnesses.files, witnesses.absent, witnesses.unmoved, witnesses.same, witnesses.host)
+    body = marshal.dumps((key, values, plan.dump()))
+    try:
+        path = _path(key)
+        temporary = f"{path}.{posix.getpid()}"
+        fd = posix.open(temporary, posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_NOFOLLOW | posix.O_CLOEXEC, 0o600)
+    except (OSError, paths.UntrustedDirectory):
+        return
+    try:
+        try:
+            complete = posix.write(fd, sha256(body).digest() + body) == 32 + len(body)
+        finally:
+            posix.close(fd)
+        if complete:
+            posix.rename(temporary, path)
+            temporary = ""
+            _prune(path.rpartition("/")[0])
+    except OSError:
+        return
+    finally:
+        if temporary:
+            posix.unlink(temporary)
+
+
+def drop(key: tuple[object, ...]) -> None:
+    """Forget the entry, if there is one."""
+    try:
+        posix.unlink(_path(key))
+    except (OSError, paths.UntrustedDirectory):
+        return
+
+
+def witness(files: Iterable[tuple[str, str]], absent: Iterable[str], same: Iterable[tuple[str, str]]) -> Witnesses:
+    """The witnesses of a compilation that is made now."""
+    unmoved = []
+    for path in ("/", "/etc", "/etc/ssl", *_modules()):
+        try:
+            status = posix.stat(path)
+        except FileNotFoundError:
+            continue
+        unmoved.append((path, status.st_ino, status.st_mtime_ns))
+    return Witnesses(tuple(files), tuple(absent), tuple(unmoved), tuple(same), features.fingerprint())
+
+
+def _modules() -> list[str]:
+    """This package's own files: another version of the code is another compiler."""
+    own = __file__.rpartition("/")[0]
+    top = own.rpartition("/")[0]
+    folders = (own, f"{own}/operations", f"{top}/host", f"{top}/profiles")
+    return [f"{folder}/{name}" for folder in folders for name in sorted(posix.listdir(folder)) if name[-3:] in (".py", "oml")]
+
+
+def _path(key: tuple[object, ...]) -> str:
+    return f"{paths.own_directory('cache', 'plans')}/{sha256(marshal.dumps(key)).hexdigest()[:32]}"
+
+
+def _prune(folder: str) -> None:
+    """Remove the oldest entries beyond the bound."""
+    names = posix.listdir(folder)
+    if len(names) > _MOST_ENTRIES:
+        by_age = sorted(names, key=lambda name: posix.lstat(f"{folder}/{name}").st_mtime_ns)
+        for name in by_age[: len(names) - _MOST_ENTRIES]:
+            posix.unlink(f"{folder}/{name}")
+
+
+def _content(path: str) -> bytes:
+    fd = posix.open(path, posix.O_RDONLY | posix.O_NONBLOCK | posix.O_CLOEXEC)
+    try:
+        return posix.read(fd, _MOST_BYTES)
+    finally:
+        posix.close(fd)
+
+
+def _exists(path: str) -> bool:
+    try:
+        posix.lstat(path)
+    except OSError:
+        return False
+    return True
+
+
+def _same(declared: str, real: str) -> bool:
+    first, second = posix.stat(declared), posix.lstat(real)
+    return (first.st_dev, first.st_ino) == (second.st_dev, second.st_ino)

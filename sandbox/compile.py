@@ -1,0 +1,279 @@
+"""Profile and host features to a plan: the slow half, run once and cached.
+
+A layer that the host lacks stops the compilation with a `CompileError`, unless the profile's `degrade` names it; then the plan
+carries a `Degradation` that every report shows.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from osmoda.sandbox import granted_paths, landlock_rules, seccomp, system_view, tiers
+from osmoda.sandbox.errors import CompileError
+from osmoda.sandbox.operations import confinement, isolation, mounting
+from osmoda.sandbox.plan import Degradation, Plan
+
+if TYPE_CHECKING:
+    from osmoda.host.features import Features
+    from osmoda.sandbox.operations import Operation
+    from osmoda.sandbox.profile import Profile
+
+_NAMESPACES = ("user", "mount", "pid", "network", "ipc", "uts", "cgroup")
+_HOSTNAME = "sandbox"
+
+
+def compile_profile(profile: Profile, features: Features) -> Plan:
+    """What `profile` means on a host with `features`.
+
+    Raises CompileError, with the file:line that asked, for a path that cannot be granted and for a layer that is missing.
+    """
+    degraded = _Degraded(profile)
+    memory, cpu, pids = _limits(profile, features, degraded)
+    operations: tuple[Operation, ...] = ()
+    environment = dict(profile.environment.set)
+    if profile.tier > 0:
+        environment = system_view.environment() | environment
+        operations = tuple(_operations(profile, features, degraded))
+    return Plan(
+        tier=profile.tier,
+        name=os.path.basename(profile.file) or f"tier{profile.tier}",
+        digest=profile.digest,
+        operations=operations,
+        environment=tuple(sorted(environment.items())),
+        passed=profile.environment.passed,
+        workspace=profile.filesystem.workspace,
+        memory=memory,
+        cpu=cpu,
+        pids=pids,
+        degraded=tuple(degraded.entries),
+    )
+
+
+@dataclass
+class _Degraded:
+    """Which layers go missing, each by the profile's own leave."""
+
+    profile: Profile
+    entries: list[Degradation] = field(default_factory=list)
+
+    def allow(self, layer: str, reason: str, origin: str) -> None:
+        """Note that `layer` is missing. Raises CompileError when the profile does not name it."""
+        if layer not in self.profile.degrade:
+            raise CompileError(
+                f'{reason}; the launch stops, unless the profile says degrade = ["{layer}"]',
+                origin,
+            )
+        index = self.profile.degrade.index(layer)
+        self.entries.append(Degradation(layer, reason, self.profile.origin("degrade", index)))
+
+
+def _limits(profile: Profile, features: Features, degraded: _Degraded) -> tuple[int, float, int]:
+    """Memory in bytes, cores and processes for the control group; 0 where none is asked for or it is degraded."""
+    memory, cpu = profile.process.memory or 0, profile.process.cpu or 0.0
+    for name, value in (("memory", memory), ("cpu", cpu)):
+        if value and name not in features.controllers:
+            degraded.allow(
+                name,
+                f"process.{name} cannot be enforced: no cgroup with the {name} controller is delegated to this user",
+                profile.origin("process", name),
+            )
+    memory = memory if "memory" in features.controllers else 0
+    cpu = cpu if "cpu" in features.controllers else 0.0
+    # The rlimit holds in any case; the group counts the refusals too.
+    counted = "pids" in features.controllers and (memory or cpu or profile.tier == 0)
+    return memory, cpu, profile.process.pids + 1 if counted else 0
+
+
+def _operations(profile: Profile, features: Features, degraded: _Degraded) -> list[Operation]:
+    tier = f"tier {profile.tier}"
+    if not features.user_namespaces:
+        raise CompileError("user namespaces are switched off on this host (user.max_user_namespaces is 0)", tier)
+    own_uid = features.privileged
+    view = _View(profile)
+    scratch = ["/tmp", system_view.HOME, "/dev/shm"]
+    if profile.filesystem.workspace == "none":
+        scratch.append(system_view.EMPTY_WORKSPACE)
+    tmp = profile.origin("filesystem", "tmp")
+    modes = {"/tmp": 0o1777, "/dev/shm": 0o1777}
+    operations: list[Operation] = [
+        isolation.Namespaces(tier, _NAMESPACES),
+        isolation.Identity(tier, system_view.UID, system_view.GID, own_uid),
+        isolation.Hostname(tier, _HOSTNAME),
+        isolation.Loopback(profile.origin("network", "loopback"), profile.network.loopback),
+        mounting.Root(tier),
+        system_view.skeleton(tier, view.system, _HOSTNAME, tuple(scratch)),
+        *view.system_operations(),
+        *(mounting.Scratch(tmp, path.encode(), profile.filesystem.tmp, modes.get(path, 0o755)) for path in scratch),
+        mounting.Devices(tier, system_view.DEVICES),
+        mounting.Proc(tier),
+        *view.grants(),
+        confinement.NoNestedNamespaces(tier),
+        mounting.Seal(tier, view.staged),
+        confinement.Terminal(tier),
+        *_process_limits(profile),
+        confinement.Capabilities(tier, features.last_capability),
+    ]
+    landlock = landlock_rules.compile_rules(profile, features, view.read, view.write, tuple(scratch), degraded.allow)
+    if landlock is not None:
+        operations.append(landlock)
+    operations.append(_filter(profile, features, degraded))
+    return operations
+
+
+class _View:
+    """The file system that the profile's grants make: what is mounted, what is hidden, what is masked."""
+
+    def __init__(self, profile: Profile) -> None:
+        self.profile = profile
+        files = profile.filesystem
+        never = tiers.ceiling(profile.tier).filesystem.deny
+        self.denied = _denied(profile)
+        self.system = tuple(path for path in system_view.trees() if path not in self.denied)
+        self.aliases: list[tuple[str, str, str]] = []
+        self.write = self._resolve("write", files.write, never)
+        self.read = {
+            path: origin
+            for path, origin in self._resolve("read", files.read, never).items()
+            if not any(granted_paths.within(path, tree) for tree in (*self.system, *self.write))
+        }
+        for path in tuple(self.read):
+            if any(other != path and granted_paths.within(path, other) for other in self.read):
+                del self.read[path]
+        self.mounts = _mount_points()
+        self.staged = False
+
+    def _resolve(self, kind: str, declared: tuple[str, ...], never: tuple[str, ...]) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for index, path in enumerate(declared):
+            origin = self.profile.origin("filesystem", kind, index)
+            real = granted_paths.resolve_grant(path, origin, write=kind == "write", never=never)
+            if any(granted_paths.within(real, denied) for denied in self.denied):
+                continue  # deny always wins
+            if real != path:
+                self.aliases.append((origin, path, real))
+            found[real] = origin
+        return found
+
+    def system_operations(self) -> list[Operation]:
+        operations: list[Operation] = []
+        for path in self.system:
+            hidden = self._hidden(path)
+            if hidden:
+                self.staged = True
+                origin = self.denied[f"{path}/{hidden[0]}"]
+                operations.append(
+                    mounting.SystemTreeWithout(origin, path.encode(), tuple(name.encode() for name in hidden))
+                )
+            else:
+                operations.append(mounting.SystemTree(f"tier {self.profile.tier}", path.encode()))
+        return operations
+
+    def _hidden(self, tree: str) -> list[str]:
+        """The denied names in `tree`, relative to it, that no grant within it shows by itself."""
+        return [
+            os.path.relpath(path, tree)
+            for path in self.denied
+            if path != tree and granted_paths.within(path, tree) and self._shown_by(path) == tree
+        ]
+
+    def _shown_by(self, path: str) -> str | None:
+        """The innermost granted or system tree that `path` lies in."""
+        trees = [t for t in (*self.system, *self.read, *self.write) if granted_paths.within(path, t)]
+        return max(trees, key=len) if trees else None
+
+    def grants(self) -> list[Operation]:
+        """Reads from the outermost in, then the workspace, then writes, then what covers denied names in written trees."""
+        operations: list[Operation] = []
+        for path, origin in sorted(self.read.items()):
+            operations.append(self._read_operation(path, origin))
+        workspace = self.profile.filesystem.workspace
+        origin = self.profile.origin("filesystem", "workspace")
+        masks = self._masks()
+        if workspace == "direct":
+            operations.append(mounting.DirectWorkspace(origin))
+        elif workspace == "overlay":
+            self.staged = True
+            operations.append(mounting.OverlayWorkspace(origin, tuple(mask.path for mask in masks if not mask.always)))
+        operations.extend(mounting.WriteTree(origin, path.encode()) for path, origin in sorted(self.write.items()))
+        operations.extend(masks)
+        operations.extend(mounting.Alias(origin, path.encode(), real.encode()) for origin, path, real in self.aliases)
+        return operations
+
+    def _read_operation(self, path: str, origin: str) -> Operation:
+        name = path.encode()
+        if not os.path.isdir(path):
+            return mounting.ReadFile(origin, name)
+        hidden = self._hidden(path)
+        if any(granted_paths.within(mount, path) and mount != path for mount in self.mounts):
+            return mounting.ReadMounts(origin, name)
+        self.staged = True
+        return mounting.ReadTree(origin, name, tuple(part.encode() for part in hidden))
+
+    def _masks(self) -> list[mounting.Mask]:
+        masks = []
+        for path, origin in self.denied.items():
+            shown = self._shown_by(path)
+            if shown is None:
+                if self.profile.filesystem.workspace != "none":
+                    masks.append(mounting.Mask(origin, path.encode(), False))
+            elif shown in self.write or self._holds_mounts(shown):
+                if not os.path.lexists(path):
+                    raise CompileError(
+                        f"{path} does not exist and so cannot be denied in {shown}, which is "
+                        + ("written directly" if shown in self.write else "made of several file systems")
+                        + "; create it, or grant less",
+                        origin,
+                    )
+                masks.append(mounting.Mask(origin, path.encode(), True))
+        return masks
+
+    def _holds_mounts(self, tree: str) -> bool:
+        return tree in self.read and any(mount != tree and granted_paths.within(mount, tree) for mount in self.mounts)
+
+
+def _denied(profile: Profile) -> dict[str, str]:
+    """Denied paths and their origins: each as it lies on disk, and where it is a link also what it leads to."""
+    found: dict[str, str] = {}
+    for index, path in enumerate(profile.filesystem.deny):
+        origin = profile.origin("filesystem", "deny", index)
+        folder, name = os.path.split(path)
+        found[os.path.join(os.path.realpath(folder), name)] = origin
+        found[os.path.realpath(path)] = origin
+    return found
+
+
+def _mount_points() -> tuple[str, ...]:
+    """Where file systems are mounted on this host (proc_pid_mountinfo(5))."""
+    with open("/proc/self/mountinfo", "rb") as lines:
+        fields = [line.split()[4] for line in lines]
+    return tuple(os.fsdecode(field.decode("unicode_escape").encode("latin-1")) for field in fields)
+
+
+def _process_limits(profile: Profile) -> list[Operation]:
+    limits = profile.process.limits
+    operations: list[Operation] = []
+    for name in ("open_files", "file_size", "address_space", "stack", "core"):
+        value = getattr(limits, name)
+        if value is not None:
+            operations.append(confinement.ProcessLimit(profile.origin("process", "limits", name), name, value))
+    # pid 1 counts too. The kernel counts per user namespace and uid since 5.14, so these are this sandbox's own.
+    pids = profile.process.pids + 1
+    operations.append(confinement.ProcessLimit(profile.origin("process", "pids"), "processes", pids))
+    return operations
+
+
+def _filter(profile: Profile, features: Features, degraded: _Degraded) -> Operation:
+    origin = profile.origin("process", "syscalls")
+    notify = features.notify
+    if not notify:
+        degraded.allow("notify", "this kernel cannot report refused system calls (Linux 5.0)", f"tier {profile.tier}")
+    try:
+        allowed = seccomp.allowed(profile.process.syscalls, tier=profile.tier)
+        program = seccomp.build(
+            allowed, arch=features.machine, families=profile.network.families, notify=notify, tier=profile.tier
+        )
+    except ValueError as error:
+        raise CompileError(f"process.syscalls: {error}", origin) from None
+    return confinement.Seccomp(origin, program, len(allowed), notify)

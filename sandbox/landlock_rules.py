@@ -1,0 +1,83 @@
+"""The Landlock half of a plan: the file and port rules once more, for a second layer (landlock(7))."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from osmoda.sandbox import system_view
+from osmoda.sandbox.operations import confinement
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from osmoda.host.features import Features
+    from osmoda.sandbox.profile import Profile
+
+# LANDLOCK_ACCESS_FS_* (linux/landlock.h), with the ABI that brought the later ones.
+EXECUTE, WRITE_FILE, READ_FILE, READ_DIR = 1 << 0, 1 << 1, 1 << 2, 1 << 3
+MAKE_CHAR, MAKE_BLOCK = 1 << 6, 1 << 11
+REFER, TRUNCATE, IOCTL_DEV = 1 << 13, 1 << 14, 1 << 15
+_SINCE = {REFER: 2, TRUNCATE: 3, IOCTL_DEV: 5}
+_ALL = (1 << 16) - 1
+_ON_FILES = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL_DEV
+
+_NET_ABI, _SCOPE_ABI = 4, 6
+_BIND_AND_CONNECT = 3
+_SCOPED = 3  # abstract unix sockets, signals
+
+_READ = EXECUTE | READ_FILE | READ_DIR
+_WRITE = _ALL & ~(MAKE_CHAR | MAKE_BLOCK | IOCTL_DEV)
+_DEVICES = WRITE_FILE | READ_FILE | READ_DIR | TRUNCATE | IOCTL_DEV
+
+
+def compile_rules(
+    profile: Profile,
+    features: Features,
+    read: Iterable[str],
+    write: Iterable[str],
+    scratch: Iterable[str],
+    degrade: Callable[[str, str, str], None],
+) -> confinement.Landlock | None:
+    """The rule set for the view that the mounts make, with every right that this kernel's ABI knows; None when it has no Landlock.
+
+    `degrade(layer, reason, origin)` is told what is missing, and raises CompileError when the profile does not allow that.
+    """
+    tier = f"tier {profile.tier}"
+    abi = features.landlock
+    if not abi:
+        degrade("landlock", "this kernel has no Landlock, or it is switched off (Linux 5.13, lsm= on its command line)", tier)
+        return None
+    handled_fs = _ALL
+    for right, since in _SINCE.items():
+        if abi < since:
+            handled_fs &= ~right
+    handled_net, scoped = _BIND_AND_CONNECT, _SCOPED
+    if profile.network.loopback:
+        handled_net = 0
+    elif abi < _NET_ABI:
+        degrade("landlock-net", "Landlock of this kernel has no rules for ports (Linux 6.7)", tier)
+        handled_net = 0
+    if abi < _SCOPE_ABI:
+        degrade("landlock-scope", "Landlock of this kernel cannot scope signals and abstract sockets (Linux 6.12)", tier)
+        scoped = 0
+    paths: list[tuple[bytes, int]] = [(b"/", READ_DIR), (b"/etc", READ_FILE | READ_DIR), (b"/proc", READ_FILE | READ_DIR)]
+    paths.append((b"/dev", _DEVICES))
+    programs = [path for path in system_view.trees() if not path.startswith("/etc/")]
+    paths.extend((path.encode(), _READ) for path in programs)
+    paths.extend((path.encode(), _READ if os.path.isdir(path) else _READ & _ON_FILES) for path in read)
+    paths.extend((path.encode(), _WRITE if os.path.isdir(path) else _WRITE & _ON_FILES) for path in write)
+    paths.extend((path.encode(), _WRITE) for path in scratch)
+    if profile.filesystem.workspace != "none":
+        paths.append((b"", _WRITE))
+    ports = sorted({port for rule in profile.network.allow for port in rule.ports if isinstance(port, int)})
+    return confinement.Landlock(
+        tier,
+        handled_fs,
+        handled_net,
+        scoped,
+        abi,
+        tuple((path, rights & handled_fs) for path, rights in paths),
+        tuple(sorted(profile.network.serve)) if handled_net else (),
+        tuple(ports) if handled_net else (),
+    )
