@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from osmoda.sandbox import seccomp
 from osmoda.sandbox.syscall_numbers import KNOWN
 from tests.seccomp_filters import (
     TIERS,
