@@ -11,7 +11,8 @@ from msgspec import UNSET, UnsetType
 from osmoda.sandbox import destinations, granted_paths, syscall_groups
 from osmoda.sandbox.destinations import ANY_PORT, DEFAULT_PORTS, Rule
 from osmoda.sandbox.merge import Declaration, Key
-from osmoda.sandbox.schema import CapabilitiesTable, ProfileFile, RuleTable, dotted, written
+from osmoda.sandbox.schema import CapabilitiesTable, ProfileFile, RuleTable
+from osmoda.sandbox.validation import dotted, written
 
 if TYPE_CHECKING:
     from collections.abc import Callable

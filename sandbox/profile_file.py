@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from msgspec import UNSET
 
 from osmoda.host import paths
-from osmoda.sandbox import granted_paths, grants, schema, seccomp, tiers, toml_source
+from osmoda.sandbox import granted_paths, grants, schema, seccomp, tiers, toml_source, validation
 from osmoda.sandbox.declaration import Reader
 from osmoda.sandbox.errors import ProfileError
 from osmoda.sandbox.merge import Declaration, extend
@@ -78,10 +78,10 @@ class _Chain:
         content = _content(path)
         self.files[path] = hashlib.sha256(content).hexdigest()
         source = toml_source.parse(_text(content, path), path)
-        table = schema.validate(source, schema.ProfileFile)
+        table = validation.validate(source, schema.ProfileFile)
         reader = Reader(source, (), os.path.dirname(path))
         own = reader.read(table)
-        schema.raise_all(reader.errors)
+        validation.raise_all(reader.errors)
         if not extending:
             self.description = table.description
         names = [] if table.extends is UNSET else [table.extends] if isinstance(table.extends, str) else table.extends
@@ -101,13 +101,13 @@ class _Chain:
             path = os.path.abspath(os.path.join(os.path.dirname(source.file), name))
             if os.path.lexists(path):
                 return path
-            raise source.error(at, f"extends {schema.written(name)}, but there is no {path}")
+            raise source.error(at, f"extends {validation.written(name)}, but there is no {path}")
         found = _search(name)
         if found is not None:
             return found
         hint = f"; for the tier write tier = {name[4:]}" if _TIER_NAME.match(name) else ""
         folders = ", ".join(search_path())
-        raise source.error(at, f"extends {schema.written(name)}, but no profile has this name in {folders}{hint}")
+        raise source.error(at, f"extends {validation.written(name)}, but no profile has this name in {folders}{hint}")
 
 
 def _content(path: str) -> bytes:
@@ -141,24 +141,35 @@ def _within_ceiling(declared: Declaration, description: str, file: str, files: t
     tier = declared.scalars["tier",][0] if ("tier",) in declared.scalars else 2
     profile = tiers.complete(declared, tier, description=description, file=file, files=files)
     positions = tiers.positions_of(declared, profile)
-    found = [*_never_granted(profile), *_removed(declared, tier)] if tier else list(_unenforced(declared))
-    errors: dict[Path, ProfileError] = {}
-    for path, message in (*found, *_above(profile)):
-        if path not in errors:
-            place = positions.get(path, Position(file, 1, 1))
-            errors[path] = ProfileError(message, place.file, place.line, place.column)
-    schema.raise_all(list(errors.values()))
+    _raise_found(_unenforced(declared) if tier == 0 else _forbidden(profile, declared), positions, file)
+    _raise_found(_above(profile), positions, file)
     return profile
 
 
 type _Finding = tuple[Path, str]
 
 
+def _raise_found(found: Iterator[_Finding], positions: Mapping[Path, Position], file: str) -> None:
+    errors: dict[Path, ProfileError] = {}
+    for path, message in found:
+        place = positions.get(path, Position(file, 1, 1))
+        errors.setdefault(path, ProfileError(message, place.file, place.line, place.column))
+    validation.raise_all(list(errors.values()))
+
+
 def _unenforced(declared: Declaration) -> Iterator[_Finding]:
     """Tier 0 runs without a sandbox: what only a sandbox enforces cannot be declared there."""
     for key in (*declared.keys, *declared.scalars):
         if key[0] in ("filesystem", "network") or key == ("process", "syscalls"):
-            yield key, f"{schema.dotted(key)} would not be enforced in tier 0, which is unrestricted; use tier 1 or 2"
+            yield (
+                key,
+                f"{validation.dotted(key)} would not be enforced in tier 0, which is unrestricted; use tier 1 or 2",
+            )
+
+
+def _forbidden(profile: Profile, declared: Declaration) -> Iterator[_Finding]:
+    yield from _never_granted(profile)
+    yield from _removed(declared, profile.tier)
 
 
 def _never_granted(profile: Profile) -> Iterator[_Finding]:

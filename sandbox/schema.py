@@ -1,31 +1,22 @@
-"""The shape of a profile file: validation with msgspec, and the JSON Schema that editors read.
+"""The shape of a profile file, as msgspec types, and the JSON Schema that editors read.
 
-The description of a key says what is allowed there; an error quotes it. Only shapes are checked here. What a host name,
-a size or a path must look like is `declaration`'s part.
+The description of a key says what is allowed there; an error quotes it. What a host name, a size or a path must look like
+is `declaration`'s part.
 """
 
 from __future__ import annotations
 
-import copy
-import re
-from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType, field
-
-if TYPE_CHECKING:
-    from osmoda.sandbox.errors import ProfileError
-    from osmoda.sandbox.toml_source import Path, Source
 
 SCHEMA_VERSION = 1
 
 Port = Annotated[int, Meta(ge=1, le=65535, description="a port from 1 to 65535")]
 AnyPort = Annotated[str, Meta(pattern=r"^\*$", description='"*": every port (in a tier file)')]
 Ports = Annotated[list[Port | AnyPort], Meta(description="a list of ports from 1 to 65535")]
-Size = Annotated[
-    int | str,
-    Meta(description='a number of bytes, or text with a binary suffix: "64K", "512M", "4G", "1T"'),
-]
+Size = int | str
 Strings = list[str]
 
 
@@ -222,163 +213,6 @@ class TierFile(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     description: Annotated[str, Meta(description="one line of text")]
     ceiling: CapabilitiesTable
     default: CapabilitiesTable
-
-
-_PATH_STEP = re.compile(r"\.([A-Za-z0-9_-]+)|\[(\d+|\.\.\.)\]")
-_UNKNOWN = re.compile(r"^Object contains unknown field `(.*)`", re.DOTALL)
-_MISSING = re.compile(r"^Object missing required field `(.*)`")
-_MOST_ERRORS = 20
-
-
-def validate[S: (ProfileFile, TierFile)](source: Source, shape: type[S]) -> S:
-    """The values of `source` as a `shape`. Raises `ProfileError` for the first thing wrong, the rest in `others`."""
-    data = source.data
-    errors: list[ProfileError] = []
-    while True:
-        try:
-            valid = msgspec.convert(data, shape)
-            break
-        except msgspec.ValidationError as error:
-            if not errors:
-                data = copy.deepcopy(dict(data))
-            path, found = _locate(str(error), data)
-            errors.append(source.error(path, _sentence(str(error), path, found, shape)))
-            if len(errors) == _MOST_ERRORS or not _set_aside(str(error), path, data):
-                break
-    if errors:
-        raise_all(errors)
-    return valid
-
-
-def raise_all(errors: list[ProfileError]) -> None:
-    """Raise the error that stands first in its file; `others` of it holds the rest, in order."""
-    if not errors:
-        return
-    first, *others = sorted(errors, key=lambda error: (error.file, error.line, error.column))
-    first.others = tuple(others)
-    raise first
-
-
-def dotted(path: Path) -> str:
-    """`network.allow[1].ports`, as a person writes it."""
-    text = ""
-    for step in path:
-        text += f"[{step}]" if isinstance(step, int) else f".{step}"
-    return text.removeprefix(".")
-
-
-def _locate(message: str, data: Any) -> tuple[Path, Any]:
-    """The key path that msgspec means, and the value there. For an unknown key, the key itself."""
-    head, separator, tail = message.rpartition(" - at `$")
-    if separator:
-        message = head
-    path: Path = ()
-    value = data
-    for name, index in _PATH_STEP.findall(tail if separator else ""):
-        step: str | int
-        if index == "...":  # msgspec leaves out which key of a table it was
-            step = next((key for key, item in value.items() if not isinstance(item, str)), "")
-        else:
-            step = int(index) if index else name
-        path = (*path, step)
-        value = value[step]
-    unknown = _UNKNOWN.match(message)
-    if unknown:
-        path = (*path, unknown[1])
-        value = value[unknown[1]]
-    return path, value
-
-
-def _set_aside(message: str, path: Path, data: Any) -> bool:
-    """Take the faulty value out of `data`, so that the next one shows; False where nothing can be taken out."""
-    if not path or _MISSING.match(message):
-        return False
-    parent = data
-    for step in path[:-1]:
-        parent = parent[step]
-    last = path[-1]
-    if isinstance(parent, list):
-        # Keep the indices of what follows: put a value there that fits every list of its kind.
-        parent[last] = 1 if path[-2] in ("ports", "serve") else "x"  # type: ignore[index]
-    elif path in (("schema",), ("tier",)):
-        parent[last] = 1
-    else:
-        del parent[last]
-    return True
-
-
-def _sentence(message: str, path: Path, found: Any, shape: type[Struct]) -> str:
-    missing = _MISSING.match(message)
-    if missing:
-        return f"{dotted((*path, missing[1]))} is missing; allowed: {_allowed((*path, missing[1]), shape)}"
-    if _UNKNOWN.match(message):
-        keys = _keys(path[:-1], shape)
-        guess = _nearest(str(path[-1]), keys)
-        hint = f'; did you mean "{guess}"?' if guess else ";"
-        return f"{dotted(path)} is not a key of a profile{hint} allowed here: {', '.join(keys)}"
-    return f"{dotted(path)} is {written(found)}; allowed: {_allowed(path, shape)}"
-
-
-def written(value: Any) -> str:
-    """A found value in TOML's words, cut where it is long."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, dict):
-        return "a table"
-    if isinstance(value, list):
-        return "a list"
-    text = f'"{value}"' if isinstance(value, str) else str(value)
-    text = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
-def _nearest(name: str, keys: list[str]) -> str | None:
-    import difflib
-
-    return next(iter(difflib.get_close_matches(name, keys, 1, 0.6)), None)
-
-
-def _struct_in(hint: Any) -> type[Struct] | None:
-    if isinstance(hint, type):
-        return hint if issubclass(hint, Struct) else None
-    return next((found for part in get_args(hint) if (found := _struct_in(part))), None)
-
-
-def _hint(path: Path, shape: type[Struct]) -> Any:
-    """The annotation of the key that `path` lies in or under, or None where no such key is."""
-    hint: Any = shape
-    for step in path:
-        if isinstance(step, int):
-            continue
-        struct = _struct_in(hint)
-        if struct is None:
-            break
-        names = {item.encode_name: item.name for item in msgspec.structs.fields(struct)}
-        if step not in names:
-            return None
-        hint = get_type_hints(struct, include_extras=True)[names[step]]
-    return hint
-
-
-def _keys(path: Path, shape: type[Struct]) -> list[str]:
-    struct = _struct_in(_hint(path, shape))
-    return [item.encode_name for item in msgspec.structs.fields(struct)] if struct else []
-
-
-def _description(hint: Any) -> str | None:
-    for part in get_args(hint):
-        if isinstance(part, Meta) and part.description:
-            return part.description
-    return next((text for part in get_args(hint) if (text := _description(part))), None)
-
-
-def _allowed(path: Path, shape: type[Struct]) -> str:
-    hint = _hint(path, shape)
-    text = _description(hint)
-    struct = _struct_in(hint)
-    if struct is not None and not isinstance(path[-1] if path else "", int) and (text is None or hint is struct):
-        return f"a table with the keys {', '.join(_keys(path, shape))}"
-    return text or "nothing"
 
 
 def json_schema(shape: type[Struct]) -> dict[str, Any]:

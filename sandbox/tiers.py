@@ -13,7 +13,7 @@ from functools import cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
 
-from osmoda.sandbox import schema, toml_source
+from osmoda.sandbox import schema, toml_source, validation
 from osmoda.sandbox.declaration import Reader
 from osmoda.sandbox.errors import ProfileError
 from osmoda.sandbox.merge import Declaration, Key
@@ -92,12 +92,12 @@ def _read(tier: int) -> _Tier:
     except OSError as error:
         raise ProfileError(f"the tier's own file cannot be read: {error.strerror}", path) from None
     source = toml_source.parse(content.decode(), path)
-    table = schema.validate(source, schema.TierFile)
+    table = validation.validate(source, schema.TierFile)
     halves = []
     for name, half in (("ceiling", table.ceiling), ("default", table.default)):
         reader = Reader(source, (name,), SHIPPED, tier_file=True)
         halves.append(reader.read(half))
-        schema.raise_all(reader.errors)
+        validation.raise_all(reader.errors)
     top = _profile(halves[0], _NOTHING, tier, description=table.description, file=path)
     return _Tier((path, hashlib.sha256(content).hexdigest()), table.description, top, halves[1])
 
