@@ -200,8 +200,11 @@ def no_leftovers(request: pytest.FixtureRequest, _directories: Path) -> Iterator
         watch = Watch(runtime, adopts_orphans=request.node.get_closest_marker("orphans") is not None)
         yield runtime
         left = watch.settle()
-        for _ in range(2):  # the second time for processes that have only now become this one's children
-            for remove in watch.leftovers().values() if left else ():
-                remove()
+        for remove in left.values():
+            remove()
+        if left:  # a killed child's children have only now become this process's own
+            for line, remove in watch.leftovers().items():
+                if line.startswith("process"):
+                    remove()
         if left:
             pytest.fail("the test left behind:\n  " + "\n  ".join(sorted(left)), pytrace=False)

@@ -58,11 +58,8 @@ def machine(tmp_path: Path) -> Machine:
 def system_python_suits() -> bool:
     """Whether the directories that are always searched have an interpreter: then the search cannot come up empty."""
     check = "import sys; sys.exit(sys.version_info < (3, 12))"
-    found = [
-        Path(d, n)
-        for d in ("/usr/bin", "/usr/local/bin", "/opt/python")
-        for n in ("python3", "python3.12", "python3.13")
-    ]
+    names = ("python3", "python3.12", "python3.13", "python3.14", "python3.15")
+    found = [Path(folder, name) for folder in ("/usr/bin", "/usr/local/bin") for name in names]
     return any(subprocess.run([p, "-c", check], check=False).returncode == 0 for p in found if p.exists())
 
 
@@ -145,10 +142,8 @@ def test_without_any_suitable_interpreter_it_says_so(machine):
 def test_a_distribution_with_a_suitable_python_has_it_installed(machine):
     machine.tool("apt-cache", "echo '  Candidate: 3.13.5-1'")
     machine.tool("ln", 'exec /bin/ln "$@"')
-    machine.tool(
-        "apt-get",
-        f'echo "apt-get $*" >>{machine.log}\n[ "$1" = update ] || ln -s {sys.executable} {machine.bin}/python3',
-    )
+    install = f'[ "$1" = update ] || ln -s {sys.executable} {machine.bin}/python3'
+    machine.tool("apt-get", f'echo "apt-get $*" >>{machine.log}\n{install}')
     result = machine.bootstrap()
     assert result.returncode == 0, result.stderr
     assert machine.asked()[-1] == "apt-get install -y -qq --no-install-recommends python3 python3-venv"
