@@ -149,7 +149,8 @@ def _modules() -> list[str]:
 
 
 def _path(key: tuple[object, ...]) -> str:
-    return f"{paths.own_directory('cache', 'plans')}/{sha256(marshal.dumps(key)).hexdigest()[:32]}"
+    # Version 2 of the encoding: later ones mark shared objects, so that equal keys could differ.
+    return f"{paths.own_directory('cache', 'plans')}/{sha256(marshal.dumps(key, 2)).hexdigest()[:32]}"
 
 
 def _prune(folder: str) -> None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from osmoda.sandbox.operations import Operation, Setup
 
 _CONTROL = 3
-_LEASE = 4
+_ABOVE = 128
 # What Python ignores (SIGPIPE, SIGXFSZ), and what job control needs, start from the default in the command.
 _DEFAULTED = (2, 3, 13, 15, 17, 18, 20, 21, 22, 25, 28)
 COMMAND = -1
@@ -53,7 +53,7 @@ def enter(
     command: Command,
     control: _socket.socket,
     groups: tuple[int, ...],
-    lease: int,
+    leases: tuple[int, ...],
     mapped: bool,
     title: bytes,
 ) -> NoReturn:
@@ -68,11 +68,14 @@ def enter(
         elif _closed(control):
             posix._exit(125)
         cgroup.join(groups)
-        _take_stdio(command, control.fileno(), lease)
+        _take_stdio(command, (control.fileno(), *leases))
         control = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, _CONTROL)
         for step, operation in enumerate(operations):
             if type(operation) is confinement.Capabilities:
                 _retitle(title)
+                # Nobody inside may look into this process, which began as a copy of the launcher. The command gets a memory
+                # of its own, that it may look into, when it is executed.
+                syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
             operation.apply(setup)
             if operation.layer == "seccomp":
                 _send(control, b"L", setup.listener, setup.master)
@@ -81,9 +84,6 @@ def enter(
             # Tier 0 has no pid namespace: what is orphaned comes to this process, and ends with it.
             syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
         pid = _spawn(command, setup.slave)
-        if operations:
-            # Nobody inside may look into this process, which began as a copy of the launcher.
-            syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
         pidfd = posix.pidfd_open(pid)
         _send(control, b"P", pidfd)
         _give_up_stdio()
@@ -104,18 +104,13 @@ def _closed(control: _socket.socket) -> bool:
         return False
 
 
-def _take_stdio(command: Command, control: int, lease: int) -> None:
-    """Put the command's streams at 0, 1, 2, the control socket at 3 and the lease at 4; close all else but what is set up."""
+def _take_stdio(command: Command, own: tuple[int, ...]) -> None:
+    """Put the command's streams at 0, 1, 2, the control socket at 3, and what pid 1 holds besides it (leases) from 4 on."""
     # The sources may lie in each other's way: move them above everything first.
-    if (command.stdin, command.stdout, command.stderr) != (0, 1, 2):
-        moved = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 64) for fd in (command.stdin, command.stdout, command.stderr)]
-        keep = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 64) for fd in (control, lease) if fd >= 0]
-        for target, fd in enumerate(moved):
-            posix.dup2(fd, target)
-    else:
-        keep = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 64) for fd in (control, lease) if fd >= 0]
-    for target, fd in zip((_CONTROL, _LEASE), keep, strict=False):
-        posix.dup2(fd, target, inheritable=False)
+    streams = (command.stdin, command.stdout, command.stderr)
+    moved = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _ABOVE) for fd in (*streams, *own)]
+    for target, fd in enumerate(moved):
+        posix.dup2(fd, target, target < _CONTROL)
 
 
 def _send(control: _socket.socket, kind: bytes, *descriptors: int) -> None:

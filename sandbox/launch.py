@@ -61,11 +61,13 @@ def new_identity() -> str:
     return f"{posix.getpid():x}-{_counter:x}"
 
 
-def launch(plan: Plan, command: Command, workspace: bytes, layer: bytes, identity: str) -> Launched:
+def launch(
+    plan: Plan, command: Command, workspace: bytes, layer: bytes, layer_lock: int, identity: str
+) -> Launched:
     """Clone the child that will run `command` under `plan`.
 
     `workspace` is the canonical path of the workspace (empty for none), `layer` the directory of its overlay's layer (holding
-    `upper` and `work`). The child reports by messages (see init.py); a failure of its set-up comes there. Raises LaunchError when
+    `upper` and `work`), `layer_lock` the descriptor of the lock on it (-1 for none), which pid 1 holds too. The child reports by messages (see init.py); a failure of its set-up comes there. Raises LaunchError when
     the parent's part fails; nothing is left behind then.
     """
     _refuse_directories(command)
@@ -85,13 +87,14 @@ def launch(plan: Plan, command: Command, workspace: bytes, layer: bytes, identit
         joins = group.open_for_join() if group else ()
         release.extend(joins)
         control, inner = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
+        leases = tuple([fd for fd in (held, layer_lock) if fd >= 0])
         title = f"osmoda-init {identity} tier-{plan.tier} {plan.name}".encode(errors="replace")
         before = _signal.pthread_sigmask(_signal.SIG_BLOCK, _ALL_SIGNALS)
         try:
             pid, pidfd = syscalls.clone3(plan.unshared, _SIGCHLD)
             if pid == 0:
                 control.close()
-                init.enter(plan.operations, setup, command, inner, joins, held, own_uid, title)
+                init.enter(plan.operations, setup, command, inner, joins, leases, own_uid, title)
         finally:
             _signal.pthread_sigmask(_signal.SIG_SETMASK, before)
         launched = Launched(plan, command, identity, pid, pidfd, control, group, held)

@@ -29,6 +29,8 @@ _NOTIF_SEND = 0xC0182101
 _NOTIF_ID_VALID = 0x40082102
 _EPERM = 1
 _SIGKILL = 9
+_SIGTERM = 15
+_GRACE = 2.0  # seconds between SIGTERM and SIGKILL after a time-out
 
 # A program that does nothing but provoke refusals must not take a core of the host's with it.
 _DENIALS_PER_SECOND = 2000
@@ -195,8 +197,10 @@ class Watched:
     # --- the end ---
 
     def expire(self) -> None:
+        """The time is up: ask the command to end, and end it a little later."""
         self.timed_out = True
-        self.send_signal(_SIGKILL)
+        self.send_signal(_SIGTERM)
+        self.monitor.call_at(time.monotonic() + _GRACE, lambda: self.send_signal(_SIGKILL), self)
 
     def init_ready(self) -> None:
         """pid 1 is dead, and with it every process of its namespace."""

@@ -1,0 +1,81 @@
+"""A request compiled: the profile it names, with what its options add, and what the result depends on."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import tomlkit
+
+from osmoda.host import features
+from osmoda.sandbox import cache, profile_file
+from osmoda.sandbox.compile import compile_profile
+from osmoda.sandbox.profile import Profile
+
+if TYPE_CHECKING:
+    from osmoda.sandbox.cache import Witnesses
+    from osmoda.sandbox.plan import Plan
+    from osmoda.sandbox.request import Request
+
+
+def profile_of(request: Request, directory: str) -> Profile:
+    """The profile that `request`, made in `directory`, asks for; its options are a profile that extends the named one.
+
+    Raises ProfileError.
+    """
+    declared = _declared(request)
+    if not declared:
+        return Profile.load(request.profile) if request.profile else Profile.default(max(request.tier, 2))
+    base = request.profile
+    if base:
+        declared["extends"] = os.path.join(directory, base) if "/" in base or base.endswith(".toml") else base
+    return profile_file.load_text(tomlkit.dumps(declared), "command line", directory)
+
+
+def of_request(request: Request, directory: str) -> tuple[Plan, Witnesses]:
+    """The plan of `request`, and the witnesses under which it may be kept. Raises ProfileError or CompileError."""
+    profile = profile_of(request, directory)
+    plan = compile_profile(profile, features.probe())
+    files = profile.filesystem
+    declared = [path for path in (*files.read, *files.write) if os.path.lexists(path)]
+    same = tuple((path, os.path.realpath(path)) for path in declared)
+    files_read = tuple((path, digest) for path, digest in profile.files if os.path.isabs(path))
+    return plan, cache.witness(files_read, _absent(request, profile), same)
+
+
+def _declared(request: Request) -> dict[str, object]:
+    """The options of `request` in the shape of a profile file; empty when there are none."""
+    declared: dict[str, object] = {}
+    filesystem: dict[str, object] = {}
+    if request.workspace_mode:
+        filesystem["workspace"] = request.workspace_mode
+    for kind, paths in (("read", request.read), ("write", request.write)):
+        if paths:
+            filesystem[kind] = list(paths)
+    environment: dict[str, object] = {}
+    if request.passed:
+        environment["pass"] = list(request.passed)
+    if request.set:
+        environment["set"] = {name: "" for name, _ in request.set}
+    if filesystem:
+        declared["filesystem"] = filesystem
+    if environment:
+        declared["environment"] = environment
+    if request.tier >= 0 and (declared or request.profile or request.tier != 2):
+        declared["tier"] = request.tier
+    return {"schema": 1, **declared} if declared else {}
+
+
+def _absent(request: Request, profile: Profile) -> tuple[str, ...]:
+    """Where a profile of the requested name would have been found first."""
+    name = request.profile
+    if not name or "/" in name or name.endswith(".toml"):
+        return ()
+    found = profile.files[0][0] if profile.files else ""
+    absent = []
+    for folder in profile_file.search_path():
+        path = os.path.join(folder, f"{name}.toml")
+        if path == found:
+            break
+        absent.append(path)
+    return tuple(absent)

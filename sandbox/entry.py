@@ -1,0 +1,51 @@
+"""The first lines of `osmoda-sandbox`: `run` goes straight to the launch, every other verb to `cli`."""
+
+from __future__ import annotations
+
+import posix
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from osmoda.sandbox.request import Request
+
+
+def main() -> int:
+    """The command; its exit code."""
+    arguments = sys.argv[1:]
+    if arguments and arguments[0] == "run":
+        from osmoda.sandbox.request import UsageError, parse
+
+        try:
+            request = parse(arguments[1:])
+        except UsageError as error:
+            return _say(str(error), 125)
+        if request is not None and not request.dry_run:
+            return _run(request)
+    from osmoda.sandbox.cli import main as other_verbs
+
+    return other_verbs(arguments)
+
+
+def _run(request: Request) -> int:
+    from osmoda.host.paths import UntrustedDirectory
+    from osmoda.sandbox.errors import SandboxError
+    from osmoda.sandbox.foreground import run
+
+    try:
+        return run(request)
+    except SandboxError as error:
+        for text in (str(error), *map(str, getattr(error, "others", ()))):
+            _say(text, 125)
+        return error.exit_code
+    except UntrustedDirectory as error:
+        return _say(str(error), 125)
+    except KeyboardInterrupt:
+        return 130
+
+
+def _say(text: str, code: int) -> int:
+    # Control characters in a name must not reach the terminal.
+    clean = "".join([c if c.isprintable() else repr(c)[1:-1] for c in text])
+    posix.write(2, f"osmoda-sandbox: {clean}\n".encode(errors="backslashreplace"))
+    return code

@@ -1,0 +1,154 @@
+"""One sandbox in the foreground: `osmoda-sandbox run`. This process is its monitor."""
+
+from __future__ import annotations
+
+import _signal
+import marshal
+import posix
+
+from osmoda.host import paths
+from osmoda.sandbox import launch, place, plans
+from osmoda.sandbox.errors import LaunchError, SandboxError
+from osmoda.sandbox.init import Command
+from osmoda.sandbox.monitor import Monitor
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from osmoda.sandbox.monitor import Outcome, Watched
+    from osmoda.sandbox.plan import Plan
+    from osmoda.sandbox.request import Request
+
+# SIGHUP, SIGINT, SIGQUIT, SIGUSR1, SIGUSR2, SIGTERM
+_FORWARDED = (1, 2, 3, 10, 12, 15)
+
+
+def run(request: Request) -> int:
+    """Run `request` to its end; the exit code by convention. Raises SandboxError when it could not be started."""
+    directory = posix.getcwd() if not request.profile.startswith("/") else ""
+    plan, cached = plans.for_request(request, directory)
+    try:
+        return _run(request, plan)
+    except LaunchError as error:
+        if not cached or error.exit_code != 125:
+            raise
+        # A host that changed under a kept plan looks like this: compile it anew, and if that makes no difference, say what failed.
+        renewed = plans.compile_again(request, directory)
+        if renewed == plan:
+            raise
+        return _run(request, renewed)
+
+
+def _run(request: Request, plan: Plan) -> int:
+    work = place.workspace(plan, request.workspace)
+    terminals = tuple([fd for fd in (0, 1, 2) if posix.isatty(fd)])
+    command = Command(
+        request.argv,
+        place.environment(plan, bool(terminals), request.set),
+        place.start_directory(plan, work, request.directory),
+        0,
+        1,
+        2,
+        terminals if plan.tier else (),
+    )
+    layer, lock = b"", -1
+    if work and plan.workspace == "overlay":
+        from osmoda.sandbox import workspace
+
+        layer, lock = workspace.open_layer(work)
+    try:
+        return _watch(request, plan, command, work, layer, lock)
+    finally:
+        if lock >= 0:
+            posix.close(lock)
+
+
+def _watch(request: Request, plan: Plan, command: Command, work: bytes, layer: bytes, lock: int) -> int:
+    ends: list[Outcome | SandboxError] = []
+    identity = launch.new_identity()
+    signals = _Signals()
+    monitor = Monitor()
+    try:
+        launched = launch.launch(plan, command, work, layer, lock, identity)
+        watched = monitor.watch(launched, ends.append, request.timeout)
+        signals.forward(monitor, watched)
+        relay = None
+        if command.terminals:
+            from osmoda.sandbox.terminal import Relay
+
+            relay = Relay(monitor, watched)
+        try:
+            while monitor.sandboxes:
+                monitor.step()
+        finally:
+            if relay is not None:
+                relay.close()
+    finally:
+        monitor.close()
+        signals.close()
+    outcome = ends[0]
+    if isinstance(outcome, SandboxError):
+        raise outcome
+    _keep(request, plan, identity, outcome)
+    if outcome.refused or outcome.oom_kills or outcome.forks_refused or request.json or outcome.timed_out:
+        from osmoda.sandbox.summary import summarise
+
+        summarise(request, plan, identity, outcome)
+    return outcome.status
+
+
+class _Signals:
+    """Signals of this process as events of the loop (a pipe, signal.set_wakeup_fd)."""
+
+    def __init__(self) -> None:
+        self._read, self._write = posix.pipe2(posix.O_CLOEXEC | posix.O_NONBLOCK)
+        self._before = [
+            (number, _signal.signal(number, _noted))
+            for number in _FORWARDED
+            # What the caller ignores (nohup) stays ignored.
+            if _signal.getsignal(number) != _signal.SIG_IGN
+        ]
+        _signal.set_wakeup_fd(self._write)
+
+    def forward(self, monitor: Monitor, watched: Watched) -> None:
+        """From now on, send what this process receives to the command."""
+
+        def received() -> None:
+            for number in posix.read(self._read, 256):
+                if number in _FORWARDED:
+                    watched.send_signal(number)
+
+        monitor.register(self._read, received)
+
+    def close(self) -> None:
+        """Put everything back as it was."""
+        _signal.set_wakeup_fd(-1)
+        for number, handler in self._before:
+            _signal.signal(number, handler)
+        posix.close(self._read)
+        posix.close(self._write)
+
+
+def _noted(number: int, frame: object) -> None:
+    """The wake-up descriptor has the signal already."""
+
+
+def _keep(request: Request, plan: Plan, identity: str, outcome: Outcome) -> None:
+    """Leave a record of this run for `osmoda-sandbox why`; a state directory that cannot be used only costs that record."""
+    try:
+        folder = paths.own_directory("state")
+        denials = tuple(
+            [(d.time, d.pid, d.command, d.number, d.architecture, d.arguments, d.text) for d in outcome.denials]
+        )
+        numbers = (outcome.status, outcome.refused, outcome.oom_kills, outcome.forks_refused, outcome.timed_out)
+        directory = posix.getcwd()
+        asked = (request.profile, request.tier, request.workspace_mode, request.read, request.write, request.passed)
+        data = marshal.dumps((1, identity, directory, asked, request.argv, numbers, denials))
+        temporary = f"{folder}/last-run.{posix.getpid()}"
+        fd = posix.open(temporary, posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_CLOEXEC, 0o600)
+        try:
+            posix.write(fd, data)
+        finally:
+            posix.close(fd)
+        posix.rename(temporary, f"{folder}/last-run")
+    except (OSError, paths.UntrustedDirectory):
+        return

@@ -1,0 +1,82 @@
+"""Where a run works: the workspace, made canonical and checked."""
+
+from __future__ import annotations
+
+import posix
+
+from osmoda.host import paths
+from osmoda.sandbox.errors import LaunchError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from osmoda.sandbox.plan import Plan
+
+# A workspace in, or around, one of these would show or change the host's own parts.
+_SYSTEM = ("/bin", "/boot", "/dev", "/etc", "/lib", "/lib64", "/proc", "/run", "/sbin", "/sys", "/usr", "/var/run")
+
+
+def canonical(path: str) -> str:
+    """The name without links of an existing directory. Raises LaunchError."""
+    try:
+        fd = posix.open(path, posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
+    except OSError as error:
+        raise LaunchError(f"the workspace {path} cannot be used: {posix.strerror(error.errno)}") from None
+    try:
+        return posix.readlink(f"/proc/self/fd/{fd}")
+    finally:
+        posix.close(fd)
+
+
+def workspace(plan: Plan, asked: str) -> bytes:
+    """The canonical path of the workspace that `plan` works in, empty when it has none of the host's.
+
+    `asked` is the caller's choice, empty for the current directory. Raises LaunchError for one that does not exist or that may
+    not be a workspace.
+    """
+    if plan.workspace == "none" or plan.tier == 0:
+        if asked and plan.tier:
+            raise LaunchError(
+                f"the workspace {asked} is not granted: {plan.name} has workspace = \"none\"; "
+                "with --workspace-mode, or filesystem.workspace in the profile, it can be direct or overlay"
+            )
+        return b""
+    path = canonical(asked or ".")
+    protected = [*_SYSTEM, *(paths.directory(kind) for kind in ("runtime", "state", "cache", "config"))]
+    for place in protected:
+        if _within(path, place) or _within(place, path):
+            raise LaunchError(f"{path} cannot be a workspace: it would reach {place}, which no sandbox may write")
+    if plan.tier == 2 and _within(paths.home(), path):
+        raise LaunchError(f"{path} cannot be a workspace of tier 2: it holds the home directory; use a folder in it")
+    return path.encode("utf-8", "surrogateescape")
+
+
+def start_directory(plan: Plan, work: bytes, asked: str) -> bytes:
+    """Where the command starts: what was asked for, else the workspace, else the empty one, else (tier 0) where the caller is."""
+    if asked:
+        return asked.encode("utf-8", "surrogateescape")
+    if plan.tier == 0:
+        return posix.getcwdb()
+    return work or b"/workspace"
+
+
+def _within(path: str, tree: str) -> bool:
+    return tree == "/" or path == tree or path.startswith(tree + "/")
+
+
+def environment(plan: Plan, terminal: bool, extra: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+    """The command's variables: the plan's, those of the caller that it passes on, and `extra` values over them.
+
+    In tier 0 the caller's whole environment is passed.
+    """
+    own = {
+        name.decode("utf-8", "surrogateescape"): value.decode("utf-8", "surrogateescape")
+        for name, value in posix.environ.items()
+    }
+    if plan.tier == 0:
+        result = own | dict(plan.environment)
+    else:
+        result = {name: own[name] for name in plan.passed if name in own} | dict(plan.environment)
+        if terminal and "TERM" in own:
+            result.setdefault("TERM", own["TERM"])
+    result.update(extra)
+    return tuple(result.items())
