@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import textwrap
 from pathlib import Path
 
 import pytest
 
-# One worker for all of them: a cgroup that one of these tests makes is an unused cgroup to the others.
-pytestmark = pytest.mark.xdist_group("leftovers")
-
 REPOSITORY = Path(__file__).resolve().parents[2]
 needs_root = pytest.mark.skipif(os.getuid() != 0, reason="needs to be root, for mount and mkdir in a cgroup hierarchy")
 
 
 @pytest.fixture
-def outcome(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch):
+def alone(tmp_path_factory: pytest.TempPathFactory):
+    """Nobody else in a parallel run tests this: a cgroup that one of these tests makes is a leftover to the others."""
+    with open(tmp_path_factory.getbasetemp().parent / "leftovers.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@pytest.fixture
+def outcome(alone, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch):
     """Run the source of a test body in a pytest of its own, with the fixture on."""
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
     monkeypatch.setenv("OSMODA_TEST_PATIENCE", "0.2")
