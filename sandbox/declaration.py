@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -100,7 +99,7 @@ class Reader:
     def _process(self, table: Any) -> None:
         self._list(("process", "syscalls"), table.syscalls, _syscall)
         self._scalar(("process", "memory"), table.memory, _positive_size)
-        self._scalar(("process", "cpu"), table.cpu, _finite)
+        self._scalar(("process", "cpu"), table.cpu)
         self._scalar(("process", "pids"), table.pids)
         if table.limits is not UNSET:
             limits = table.limits
@@ -220,9 +219,3 @@ def _positive_size(value: int | str) -> int:
     if size == 0:
         raise ValueError("it has to be above 0")
     return size
-
-
-def _finite(value: float) -> float:
-    if not math.isfinite(value):
-        raise ValueError("it has to be a finite number of cores")
-    return value

@@ -245,13 +245,13 @@ def _syscalls(a: Profile, b: Profile) -> Iterator[_Finding]:
         found = () if entry.startswith("~") else calls(entry) & beyond
         if found:
             rest.difference_update(found)
-            what = entry if found == {entry} else f"{entry} ({_few(found)})"
+            what = entry if found == {entry} else f"{entry} ({few(found)})"
             yield ("process", "syscalls", index), what, _listed(other)
     if rest:
-        yield ("process", "syscalls"), _few(rest), _listed(other)
+        yield ("process", "syscalls"), few(rest), _listed(other)
 
 
-def _few(names: Iterable[str]) -> str:
+def few(names: Iterable[str]) -> str:
     """The first names, in order, and how many more there are."""
     ordered = sorted(names)
     return ", ".join(ordered[:5]) + (f" and {len(ordered) - 5} more" if len(ordered) > 5 else "")

@@ -157,7 +157,7 @@ class Profile:
             found = self.origins.get(path[:end])
             if found is not None:
                 return found
-            if isinstance(path[end - 1], int):
+            if isinstance(path[end - 1], int) and path[: end - 1] in self.origins:
                 break  # an item that nobody wrote, in a list that somebody did
         return f"tier {self.tier}"
 

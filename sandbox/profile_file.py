@@ -15,7 +15,7 @@ from osmoda.sandbox import granted_paths, grants, schema, seccomp, tiers, toml_s
 from osmoda.sandbox.declaration import Reader
 from osmoda.sandbox.errors import ProfileError
 from osmoda.sandbox.merge import Declaration, extend
-from osmoda.sandbox.syscall_groups import calls
+from osmoda.sandbox.syscall_groups import calls, expand
 from osmoda.sandbox.toml_source import Path, Position, Source
 
 if TYPE_CHECKING:
@@ -117,9 +117,10 @@ def _content(path: str) -> bytes:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ProfileError(f"the profile cannot be read: {reason}", path) from None
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise ProfileError("a profile is a regular file, and this is not", path)
     with open(fd, "rb") as stream:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise ProfileError("a profile is a regular file, and this is not", path)
         content = stream.read(MOST_BYTES + 1)
     if len(content) > MOST_BYTES:
         raise ProfileError(f"a profile has at most {MOST_BYTES} bytes", path)
@@ -163,13 +164,13 @@ def _unenforced(declared: Declaration) -> Iterator[_Finding]:
         if key[0] in ("filesystem", "network") or key == ("process", "syscalls"):
             yield (
                 key,
-                f"{validation.dotted(key)} would not be enforced in tier 0, which is unrestricted; use tier 1 or 2",
+                f"{validation.dotted(key)} would not be enforced: tier 0 is unrestricted; use tier 1 or 2",
             )
 
 
 def _forbidden(profile: Profile, declared: Declaration) -> Iterator[_Finding]:
     yield from _never_granted(profile)
-    yield from _removed(declared, profile.tier)
+    yield from _calls_beyond(profile, declared)
 
 
 def _never_granted(profile: Profile) -> Iterator[_Finding]:
@@ -189,22 +190,32 @@ def _above(profile: Profile) -> Iterator[_Finding]:
         )
 
 
-def _removed(declared: Declaration, tier: int) -> Iterator[_Finding]:
-    """A group loses what the tier takes away; a call that is asked for by its own name is not lost silently."""
-    key = ("process", "syscalls")
+def _calls_beyond(profile: Profile, declared: Declaration) -> Iterator[_Finding]:
+    """Entries above the ceiling.
+
+    A group loses what the tier takes away with `~`; a call asked for by name is not lost silently, and neither is a
+    group that holds more than the ceiling's own groups.
+    """
+    tier, key = profile.tier, ("process", "syscalls")
     ceiling = tiers.ceiling(tier).process.syscalls
+    within = expand([entry for entry in ceiling if not entry.startswith("~")])
     removed: Mapping[str, str] = {
         call: entry for entry in ceiling if entry.startswith("~") for call in calls(entry[1:])
     }
-    entries = declared.lists.get(key, {})
-    order = tiers.ordered_syscalls(entries, removed.values())
-    for entry in entries:
-        path = (*key, order.index(entry))
-        if not entry.startswith("~") and calls(entry) <= removed.keys():
-            taken = ", ".join(sorted({removed[call] for call in calls(entry)}))
-            yield path, f"process.syscalls grants {entry}, which tier {tier} takes away from every profile ({taken})"
-            continue
+    for entry in declared.lists.get(key, {}):
+        path = (*key, profile.process.syscalls.index(entry))
         try:
             seccomp.allowed((entry,), tier=tier)
         except ValueError as error:
             yield path, f"process.syscalls: {error}"
+            continue
+        if entry.startswith("~"):
+            continue
+        beyond = calls(entry) - within
+        if beyond:
+            what = entry if beyond == {entry} else f"{entry} ({grants.few(beyond)})"
+            allowed = ", ".join(ceiling)
+            yield path, f"process.syscalls grants {what}, above the ceiling of tier {tier}; allowed: {allowed}"
+        elif calls(entry) <= removed.keys():
+            taken = ", ".join(sorted({removed[call] for call in calls(entry)}))
+            yield path, f"process.syscalls grants {entry}, which tier {tier} takes away from every profile ({taken})"

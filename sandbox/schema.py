@@ -1,7 +1,7 @@
 """The shape of a profile file, as msgspec types, and the JSON Schema that editors read.
 
-The description of a key says what is allowed there; an error quotes it. What a host name, a size or a path must look like
-is `declaration`'s part.
+The description of a key says what is allowed there; an error quotes it. What a host name, a size or a path must look
+like is `declaration`'s part.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ from osmoda.sandbox.profile import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
     from osmoda.sandbox.toml_source import Path, Position
 
@@ -177,12 +177,8 @@ def _syscalls(declared: Declaration, fallback: Declaration, removed: tuple[str, 
     entries = set(declared.lists.get(key, default))
     if all(entry.startswith("~") for entry in entries) and entries:
         entries.update(entry for entry in default if not entry.startswith("~"))
-    return ordered_syscalls(entries, removed)
-
-
-def ordered_syscalls(entries: Iterable[str], removed: Iterable[str]) -> tuple[str, ...]:
-    """Entries without repetition, what is taken away last."""
-    return tuple(sorted({*entries, *removed}, key=lambda entry: (entry.startswith("~"), entry)))
+    entries.update(removed)
+    return tuple(sorted(entries, key=lambda entry: (entry.startswith("~"), entry)))
 
 
 def positions_of(declared: Declaration, profile: Profile) -> Mapping[Path, Position]:

@@ -1,7 +1,7 @@
 """Checks a profile's values against its shape, and says what is wrong as a person would.
 
-msgspec stops at the first fault and words it for programmers. Here each fault becomes a sentence with its place and what is
-allowed, and is then mended in a copy, so that all of them are found in one go.
+msgspec stops at the first fault and words it for programmers. Here each fault becomes a sentence with its place and
+what is allowed, and is then mended in a copy, so that all of them are found in one go.
 """
 
 from __future__ import annotations

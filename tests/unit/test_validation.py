@@ -40,6 +40,8 @@ def errors_of(text: str) -> list[str]:
         ("schema = 1\n[[network.allow]]\nports = [1]", "p:2:3: network.allow[0].host is missing; allowed: a host name"),
         ("schema = 1\n[process]\nmemory = 1.5", "p:3:1: process.memory is 1.5; allowed: memory of the whole sandbox"),
         ("schema = 1\n[process]\ncpu = 0", "p:3:1: process.cpu is 0; allowed: a number of cores above 0"),
+        ("schema = 1\n[process]\ncpu = nan", "p:3:1: process.cpu is nan; allowed: a number of cores above 0"),
+        ("schema = 1\n[process]\ncpu = inf", "p:3:1: process.cpu is inf; allowed: a number of cores above 0"),
         ("schema = 1\n[process]\npids = 0", "p:3:1: process.pids is 0; allowed: a number of processes"),
         ("schema = 1\n[process.limits]\nopen_files = 1", "p:3:1: process.limits.open_files is 1; allowed: a number"),
         ("schema = 1\n[process.limits]\nnofile = 1", "p:3:1: process.limits.nofile is not a key of a profile"),
