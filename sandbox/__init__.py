@@ -1,1 +1,63 @@
-"""Profile to plan to running sandbox."""
+"""Profile to plan to running sandbox.
+
+    from osmoda.sandbox import Profile, Sandbox
+
+    result = Sandbox(Profile.load("agent.toml"), workspace=".").run(["python3", "agent.py"], timeout=60)
+
+The names below are loaded when they are first used, so that the launch path imports nothing that it does not need.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from osmoda.sandbox.api import DEVNULL, PIPE, STDOUT, CommandFailed, Process, Result, Sandbox, TimedOut, close
+    from osmoda.sandbox.denials import Denial
+    from osmoda.sandbox.errors import CommandError, CompileError, LaunchError, ProfileError, SandboxError
+    from osmoda.sandbox.profile import Profile
+
+_HOME = {
+    "DEVNULL": "api",
+    "PIPE": "api",
+    "STDOUT": "api",
+    "CommandError": "errors",
+    "CommandFailed": "api",
+    "CompileError": "errors",
+    "Denial": "denials",
+    "LaunchError": "errors",
+    "Process": "api",
+    "Profile": "profile",
+    "ProfileError": "errors",
+    "Result": "api",
+    "Sandbox": "api",
+    "SandboxError": "errors",
+    "TimedOut": "api",
+    "close": "api",
+}
+
+__all__ = [
+    "DEVNULL",
+    "PIPE",
+    "STDOUT",
+    "CommandError",
+    "CommandFailed",
+    "CompileError",
+    "Denial",
+    "LaunchError",
+    "Process",
+    "Profile",
+    "ProfileError",
+    "Result",
+    "Sandbox",
+    "SandboxError",
+    "TimedOut",
+    "close",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -18,6 +18,7 @@ from osmoda.sandbox.operations import Setup, isolation, mounting
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from osmoda.sandbox.init import Command
+    from osmoda.sandbox.janitor import Janitor
     from osmoda.sandbox.plan import Plan
 
 # 32 and 33 belong to the C library's threads.
@@ -84,6 +85,7 @@ def launch(
             _prepare_trees(plan, setup, release)
         if plan.memory or plan.cpu or plan.pids:
             group = _make_group(plan, identity)
+            _janitor().mind(group)
         joins = group.open_for_join() if group else ()
         release.extend(joins)
         control, inner = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
@@ -109,7 +111,7 @@ def launch(
         return launched
     except OSError as error:
         if group is not None:
-            group.remove()
+            _discard(group)
         if control is not None:
             control.close()
         raise LaunchError(error.strerror or str(error)) from None
@@ -132,7 +134,7 @@ def finish(launched: Launched) -> None:
     posix.close(launched.pidfd)
     launched.control.close()
     if launched.group is not None:
-        launched.group.remove()
+        _discard(launched.group)
     if launched.lease >= 0:
         posix.close(launched.lease)
 
@@ -153,7 +155,34 @@ def _refuse_threads() -> None:
         raise LaunchError("a sandbox is launched from a single-threaded process; osmoda.sandbox.Sandbox provides one")
 
 
-def _make_group(plan: Plan, identity: str) -> cgroup.Group | None:
+_minding: Janitor | None = None
+
+
+def _janitor() -> Janitor:
+    global _minding
+    if _minding is None:
+        from osmoda.sandbox.janitor import Janitor
+
+        _minding = Janitor()
+    return _minding
+
+
+def dismiss_janitor() -> None:
+    """End the janitor, if there is one: this process has no sandbox any more."""
+    global _minding
+    if _minding is not None:
+        _minding.close()
+        _minding = None
+
+
+def _discard(group: cgroup.Group) -> None:
+    # The last process may still be on its way out of the group.
+    while not group.remove():
+        group.kill()
+    _janitor().release(group)
+
+
+def _make_group(plan: Plan, identity: str) -> cgroup.Group:
     hierarchy = cgroup.find()
     return cgroup.Group.create(hierarchy, f"osmoda-{identity}", plan.memory, plan.cpu, plan.pids)
 

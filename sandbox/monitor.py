@@ -331,6 +331,7 @@ class Monitor:
             watched.send_signal(_SIGKILL)
         while self.sandboxes:
             self.step()
+        launch.dismiss_janitor()
         self._poll.close()
 
 

@@ -1,0 +1,86 @@
+"""A small process that removes the control groups of a monitor that was killed.
+
+Everything else of a sandbox goes by itself when its monitor dies: processes by the parent-death signal, mounts and networks with their
+namespaces, the uid's lease with the last descriptor. A cgroup directory stays until somebody removes it.
+"""
+
+from __future__ import annotations
+
+import _signal
+import posix
+import time
+
+from osmoda.host import cgroup, syscalls
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+_SIGCHLD = 17
+_PATIENCE = 10.0  # seconds for the kernel to end a killed pid namespace
+
+
+class Janitor:
+    """The other end: tell it of groups with `mind` and `release`. It ends when this process does, or on `close`."""
+
+    def __init__(self) -> None:
+        read, self._write = posix.pipe2(posix.O_CLOEXEC)
+        before = _signal.pthread_sigmask(_signal.SIG_BLOCK, (1, 2, 3, 10, 12, 15))
+        try:
+            self._pid, pidfd = syscalls.clone3(0, _SIGCHLD)
+            if self._pid == 0:
+                posix.dup2(read, 0, inheritable=False)
+                _wait_for_the_end()
+        finally:
+            _signal.pthread_sigmask(_signal.SIG_SETMASK, before)
+        posix.close(pidfd)
+        posix.close(read)
+
+    def mind(self, group: cgroup.Group) -> None:
+        """Remove `group` should this process die."""
+        self._tell("+", group)
+
+    def release(self, group: cgroup.Group) -> None:
+        """This process has removed `group` itself."""
+        self._tell("-", group)
+
+    def _tell(self, sign: str, group: cgroup.Group) -> None:
+        posix.write(self._write, f"{sign}{group.version} {' '.join(group.directories)}\n".encode())
+
+    def close(self) -> None:
+        """End it."""
+        posix.close(self._write)
+        posix.waitpid(self._pid, 0)
+
+
+def _wait_for_the_end() -> NoReturn:
+    """The janitor itself: it holds nothing but the pipe, and its signals stay blocked, so that only SIGKILL ends it early."""
+    try:
+        syscalls.close_range(1, 0x7FFFFFFF)
+        syscalls.prctl_set_name(b"osmoda-janitor")
+        posix.setsid()
+        posix.chdir(b"/")
+        pending = b""
+        left: dict[bytes, None] = {}
+        while True:
+            data = posix.read(0, 65536)
+            if not data:
+                break
+            *lines, pending = (pending + data).split(b"\n")
+            for line in lines:
+                if line[:1] == b"+":
+                    left[line[1:]] = None
+                else:
+                    left.pop(line[1:], None)
+        for line in left:
+            version, _, directories = line.decode().partition(" ")
+            _remove(cgroup.Group(int(version), tuple(directories.split(" "))))
+    finally:
+        posix._exit(0)
+
+
+def _remove(group: cgroup.Group) -> None:
+    end = time.monotonic() + _PATIENCE
+    while not group.remove() and time.monotonic() < end:
+        group.kill()
+        time.sleep(0.002)

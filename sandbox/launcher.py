@@ -1,0 +1,159 @@
+"""The resident launcher: a small single-threaded process that launches and monitors sandboxes for a Python program.
+
+A program with threads, or a large one, cannot clone itself safely or quickly; this process can. It ends, and its sandboxes with it,
+when the program does.
+
+Protocol, on the SOCK_SEQPACKET socket at descriptor 3: each request carries descriptors (body, stdin, stdout, stderr, answer, and
+perhaps the lock of an overlay's layer). The body is a memfd with the marshalled request. The answer socket gets one message, the
+marshalled outcome; a byte written to it from the other side is a signal number for the command, its end of file ends the sandbox.
+"""
+
+from __future__ import annotations
+
+import _signal
+import _socket
+import gc
+import marshal
+import posix
+
+from osmoda.host.frozen import frozen
+from osmoda.sandbox import launch
+from osmoda.sandbox.errors import SandboxError
+from osmoda.sandbox.init import Command
+from osmoda.sandbox.monitor import Monitor, Outcome
+from osmoda.sandbox.plan import Plan
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from osmoda.sandbox.monitor import Watched
+
+REQUESTS = 3
+_MOST_PLANS = 64
+
+
+@frozen
+class LaunchRequest:
+    """One launch. `plan` is the dumped plan, or empty when the launcher has the one of this `plan_name` from before."""
+
+    plan_name: bytes
+    plan: bytes
+    argv: tuple[str, ...]
+    environment: tuple[tuple[str, str], ...]
+    directory: bytes
+    workspace: bytes
+    layer: bytes
+    timeout: float
+
+
+def serve() -> None:
+    """Serve until the other end of the request socket is closed."""
+    requests = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, REQUESTS)
+    posix.set_inheritable(REQUESTS, False)
+    # A Ctrl-C at the terminal is for the program, which decides what it means for its sandboxes.
+    for number in (1, 2, 3, 15):
+        if _signal.getsignal(number) != _signal.SIG_IGN:
+            # A handler, not SIG_IGN: what is ignored would stay so in the commands.
+            _signal.signal(number, _not_for_us)
+    gc.disable()
+    gc.freeze()
+    monitor = Monitor()
+    plans: dict[bytes, Plan] = {}
+    open_requests = [True]
+
+    def received() -> None:
+        data, ancillary, _, _ = requests.recvmsg(64, 256, _socket.MSG_CMSG_CLOEXEC)
+        if not data:
+            monitor.unregister(REQUESTS)
+            open_requests.clear()
+            return
+        packed = b"".join([content for _, _, content in ancillary])
+        descriptors = [int.from_bytes(packed[i : i + 4], "little") for i in range(0, len(packed), 4)]
+        _Task(monitor, plans, descriptors)
+
+    monitor.register(REQUESTS, received)
+    while open_requests:
+        monitor.step()
+    monitor.close()
+
+
+def _not_for_us(number: int, frame: object) -> None:
+    """Go on."""
+
+
+class _Task:
+    """One request, from its descriptors to its answer."""
+
+    def __init__(self, monitor: Monitor, plans: dict[bytes, Plan], descriptors: list[int]) -> None:
+        body, stdin, stdout, stderr, answer, *lock = descriptors
+        self._monitor = monitor
+        self._answer = answer
+        self._watched: Watched | None = None
+        try:
+            size = posix.fstat(body).st_size
+            request = LaunchRequest(*marshal.loads(posix.pread(body, size, 0)))
+            plan = plans.get(request.plan_name)
+            if request.plan:
+                if len(plans) >= _MOST_PLANS:
+                    plans.clear()
+                plan = plans[request.plan_name] = Plan.load(request.plan)
+            if plan is None:
+                self._send(("plan",))
+                posix.close(answer)
+                return
+            command = Command(request.argv, request.environment, request.directory, stdin, stdout, stderr, ())
+            launched = launch.launch(
+                plan, command, request.workspace, request.layer, lock[0] if lock else -1, launch.new_identity()
+            )
+        except SandboxError as error:
+            self._fail(error)
+            posix.close(answer)
+            return
+        finally:
+            for fd in (body, stdin, stdout, stderr, *lock):
+                posix.close(fd)
+        self._watched = monitor.watch(launched, self._ended, request.timeout)
+        monitor.register(answer, self._spoken_to)
+
+    def _spoken_to(self) -> None:
+        assert self._watched is not None
+        numbers = posix.read(self._answer, 64)
+        if not numbers:
+            self._hang_up()
+            self._watched.send_signal(9)
+        for number in numbers:
+            self._watched.send_signal(number)
+
+    def _ended(self, outcome: Outcome | SandboxError) -> None:
+        if isinstance(outcome, SandboxError):
+            self._fail(outcome)
+        else:
+            denials = tuple([_values(denial) for denial in outcome.denials])
+            self._send(("ended", *_values(outcome)[:-1], denials))
+        self._hang_up()
+
+    def _hang_up(self) -> None:
+        if self._answer >= 0:
+            self._monitor.unregister(self._answer)
+            posix.close(self._answer)
+            self._answer = -1
+
+    def _fail(self, error: SandboxError) -> None:
+        self._send(("failed", type(error).__name__, str(error), error.exit_code))
+
+    def _send(self, message: tuple[object, ...]) -> None:
+        if self._answer < 0:
+            return
+        try:
+            posix.write(self._answer, marshal.dumps(message))
+        except OSError:
+            # The program no longer wants to know.
+            return
+
+
+def _values(value: object) -> tuple[object, ...]:
+    fields: tuple[str, ...] = getattr(type(value), "__fields__")  # noqa: B009 - given by @frozen, unknown to mypy
+    return tuple([getattr(value, name) for name in fields])
+
+
+if __name__ == "__main__":
+    serve()
