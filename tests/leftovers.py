@@ -95,6 +95,18 @@ def files(directory: Path) -> dict[str, Path]:
     return {f"file {path}": path for path in directory.rglob("*") if not path.is_dir() and path.name != "uids"}
 
 
+def forked_here(line: str) -> bool:
+    """Whether an ended process was this process's to reap.
+
+    One that still has this process's name was forked here, and a sandbox's first process names itself. The rest are
+    programs: orphans that end unnoticed (a shell's background job), which init would have reaped.
+    """
+    with open("/proc/self/comm") as file:
+        own = file.read().rstrip("\n")
+    name = line.partition("(")[2].partition(", state")[0]
+    return name == own or name.startswith("osmoda")
+
+
 # And how to be rid of it.
 
 
@@ -150,7 +162,7 @@ class Watch:
             identity = line.partition(", state")[0], line.rpartition(", ")[2]
             if any(known.startswith(identity[0]) and known.endswith(identity[1]) for known in self.before):
                 continue
-            if self.adopts_orphans and ", state Z" in line:
+            if ", state Z" in line and (self.adopts_orphans or not forked_here(line)):
                 reap(pid)
             else:
                 new[line] = lambda pid=pid: end(pid)

@@ -74,6 +74,17 @@ def test_an_unreaped_child_is_named_unless_the_test_orphans_processes(outcome):
     outcome(body, mark="@pytest.mark.orphans").assert_outcomes(passed=1)
 
 
+def test_a_program_that_ended_as_an_orphan_is_nobody_s_fault(outcome):
+    result = outcome("""
+        read, write = os.pipe()
+        subprocess.run(["sh", "-c", "setsid sh -c 'exit 0' &"], pass_fds=(write,), check=True)
+        os.close(write)
+        assert os.read(read, 1) == b"", "the pipe closes when the orphan has ended"
+        os.close(read)
+    """)
+    result.assert_outcomes(passed=1)
+
+
 def test_a_running_orphan_is_named_even_in_a_test_that_orphans_processes(outcome):
     result = outcome("os.spawnlp(os.P_NOWAIT, 'sleep', 'sleep', '1000')", mark="@pytest.mark.orphans")
     result.assert_outcomes(passed=1, errors=1)
