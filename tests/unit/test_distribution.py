@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import subprocess
@@ -137,3 +138,17 @@ def test_an_error_within_the_package_is_not_taken_for_a_missing_package(environm
     result = run([environment / "bin" / "osmoda-sandbox"])
     assert "No module named 'no_such_module'" in result.stderr
     assert "During handling" not in result.stderr
+
+
+def test_what_the_rooms_import_is_declared_and_what_is_declared_is_imported():
+    imported = set()
+    for name in contents(REPOSITORY):
+        if name.endswith(".py"):
+            for node in ast.walk(ast.parse((REPOSITORY / name).read_text())):
+                if isinstance(node, ast.Import):
+                    imported |= {alias.name.partition(".")[0] for alias in node.names}
+                elif isinstance(node, ast.ImportFrom) and node.module:
+                    imported.add(node.module.partition(".")[0])
+    foreign = {canonical(name) for name in imported - set(sys.stdlib_module_names) - {"osmoda"}}
+    declared = {canonical(re.match(r"[\w.-]+", line)[0]) for line in PROJECT["project"]["dependencies"]}
+    assert foreign == declared
