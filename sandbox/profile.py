@@ -6,13 +6,10 @@ twice. Two profiles are equal when they mean the same (and are described alike),
 
 from __future__ import annotations
 
-import hashlib
 import os
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
-
-import msgspec
 
 from osmoda.sandbox.destinations import ANY_PORT, Rule
 
@@ -175,4 +172,8 @@ class Profile:
             self.tools,
             self.mesh,
         )
+        import hashlib
+
+        import msgspec
+
         return hashlib.sha256(msgspec.json.encode(meaning)).hexdigest()

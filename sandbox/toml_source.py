@@ -10,6 +10,8 @@ import re
 import tomllib
 from dataclasses import dataclass
 from functools import cache
+from importlib.machinery import PathFinder
+from importlib.util import module_from_spec
 from typing import TYPE_CHECKING, Any
 
 from osmoda.sandbox.errors import ProfileError
@@ -89,11 +91,26 @@ def _syntax_error(message: str, text: str, file: str) -> ProfileError:
 
 @cache
 def _parser() -> Parser:
-    # Imported at the first parse: the grammar's package pulls in importlib.resources.
     import tree_sitter
-    import tree_sitter_toml
 
-    return tree_sitter.Parser(tree_sitter.Language(tree_sitter_toml.language()))
+    return tree_sitter.Parser(tree_sitter.Language(_grammar()))
+
+
+def _grammar() -> object:
+    """TOML's grammar, as a capsule.
+
+    `tree_sitter_toml` itself imports importlib.resources for its highlighting queries, 10 ms of every compile; the
+    grammar is in the extension module beside it.
+    """
+    package = PathFinder.find_spec("tree_sitter_toml")
+    spec = PathFinder.find_spec("_binding", package.submodule_search_locations) if package else None
+    if spec is None or spec.loader is None:
+        import tree_sitter_toml
+
+        return tree_sitter_toml.language()
+    binding = module_from_spec(spec)
+    spec.loader.exec_module(binding)
+    return binding.language()
 
 
 class _Places:
