@@ -20,47 +20,67 @@ else:
         """Give `cls` an `__init__` from its annotations, equality, a repr, and no way to set an attribute.
 
         Fields are the class's own annotations in order, after those of its bases; a class attribute of the same name is
-        the default.
+        the default. ClassVar annotations are no fields.
         """
-        own = tuple(name for name, kind in cls.__dict__.get("__annotations__", {}).items() if not kind.startswith("ClassVar"))
-        inherited = ()
+        fields = ()
         for base in cls.__mro__[1:]:
-            inherited = getattr(base, "__fields__", ())
-            if inherited:
+            fields = base.__dict__.get("__fields__", ())
+            if fields:
                 break
-        fields = inherited + tuple(name for name in own if name not in inherited)
-        defaults = {name: getattr(cls, name) for name in fields if hasattr(cls, name)}
+        own = cls.__dict__.get("__annotations__", {})
+        fields += tuple([name for name in own if name not in fields and own[name][:8] != "ClassVar"])
         cls.__fields__ = fields
-        count = len(fields)
-        store = object.__setattr__
-
-        def __init__(self, *args, **kwargs):
-            if len(args) > count:
-                raise TypeError(f"{cls.__name__} takes {count} fields, got {len(args)}")
-            for name, value in zip(fields, args):
-                store(self, name, value)
-            for name in fields[len(args) :]:
-                if name in kwargs:
-                    store(self, name, kwargs.pop(name))
-                elif name in defaults:
-                    store(self, name, defaults[name])
-                else:
-                    raise TypeError(f"{cls.__name__} lacks {name}")
-            if kwargs:
-                raise TypeError(f"{cls.__name__} has no field {', '.join(kwargs)}")
-
-        def refuse(self, name, value=None):
-            raise AttributeError(f"{cls.__name__} is frozen")
-
-        def values(self):
-            return tuple(getattr(self, name) for name in fields)
-
-        cls.__init__ = __init__
-        cls.__setattr__ = refuse
-        cls.__delattr__ = refuse
-        cls.__eq__ = lambda self, other: type(other) is cls and values(self) == values(other)
-        cls.__hash__ = lambda self: hash(values(self))
-        cls.__repr__ = lambda self: (
-            f"{cls.__name__}({', '.join(f'{n}={getattr(self, n)!r}' for n in fields)})"
-        )
+        # The same functions for every class: making them anew for each would be half the cost.
+        cls.__init__ = _init
+        cls.__setattr__ = cls.__delattr__ = _refuse
+        cls.__eq__ = _equal
+        cls.__hash__ = _hash
+        cls.__repr__ = _repr
         return cls
+
+
+_store = object.__setattr__
+
+
+def _init(self: object, *args: object, **kwargs: object) -> None:
+    cls = type(self)
+    fields: tuple[str, ...] = cls.__dict__["__fields__"]
+    if len(args) > len(fields):
+        raise TypeError(f"{cls.__name__} takes {len(fields)} fields, got {len(args)}")
+    for name, value in zip(fields, args):  # noqa: B905 - the rest comes below
+        _store(self, name, value)
+    for name in fields[len(args) :]:
+        if name in kwargs:
+            _store(self, name, kwargs.pop(name))
+        elif hasattr(cls, name):
+            _store(self, name, getattr(cls, name))
+        else:
+            raise TypeError(f"{cls.__name__} lacks {name}")
+    if kwargs:
+        raise TypeError(f"{cls.__name__} has no field {', '.join(kwargs)}")
+
+
+def fields_of(value: object) -> tuple[str, ...]:
+    """The names of the fields of a frozen object, in order."""
+    return type(value).__dict__["__fields__"]  # type: ignore[no-any-return]
+
+
+def values_of(value: object) -> tuple[object, ...]:
+    """The values of the fields of a frozen object, in order."""
+    return tuple([getattr(value, name) for name in fields_of(value)])
+
+
+def _refuse(self: object, name: str, value: object = None) -> None:
+    raise AttributeError(f"{type(self).__name__} is frozen")
+
+
+def _equal(self: object, other: object) -> bool:
+    return type(other) is type(self) and values_of(self) == values_of(other)
+
+
+def _hash(self: object) -> int:
+    return hash((type(self), values_of(self)))
+
+
+def _repr(self: object) -> str:
+    return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in fields_of(self))})"

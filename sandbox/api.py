@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING
 
 from osmoda.host import features
+from osmoda.host.frozen import values_of
 from osmoda.sandbox import denials as denials_module
 from osmoda.sandbox import place
 from osmoda.sandbox.compile import compile_profile
@@ -95,9 +96,9 @@ class _Launcher:
         with self._lock:
             requests = self._running()
             if request.plan_name in self._known:
-                values = (request.plan_name, b"", *_fields(request)[2:])
+                values = (request.plan_name, b"", *values_of(request)[2:])
             else:
-                values = _fields(request)
+                values = values_of(request)
             body = os.memfd_create("osmoda-request", os.MFD_CLOEXEC)
             mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             try:
@@ -170,18 +171,6 @@ def _shuffle(fd: int) -> str:
     """Put the passed socket where the launcher expects it."""
     return "" if fd == REQUESTS else f"import posix; posix.dup2({fd}, {REQUESTS}); posix.close({fd}); "
 
-
-def _fields(request: LaunchRequest) -> tuple[object, ...]:
-    return (
-        request.plan_name,
-        request.plan,
-        request.argv,
-        request.environment,
-        request.directory,
-        request.workspace,
-        request.layer,
-        request.timeout,
-    )
 
 
 _launcher = _Launcher()

@@ -141,11 +141,13 @@ def witness(files: Iterable[tuple[str, str]], absent: Iterable[str], same: Itera
 
 
 def _modules() -> list[str]:
-    """This package's own files: another version of the code is another compiler."""
+    """The folders of this package's files: another version of the code is another compiler. An installer that replaces a file
+    changes its folder, and an edited module, once imported, the folder of its compiled form.
+    """
     own = __file__.rpartition("/")[0]
     top = own.rpartition("/")[0]
     folders = (own, f"{own}/operations", f"{top}/host", f"{top}/profiles")
-    return [f"{folder}/{name}" for folder in folders for name in sorted(posix.listdir(folder)) if name[-3:] in (".py", "oml")]
+    return [folder + suffix for folder in folders for suffix in ("", "/__pycache__")]
 
 
 def _path(key: tuple[object, ...]) -> str:

@@ -16,7 +16,7 @@ import gc
 import marshal
 import posix
 
-from osmoda.host.frozen import frozen
+from osmoda.host.frozen import frozen, values_of
 from osmoda.sandbox import launch
 from osmoda.sandbox.errors import SandboxError
 from osmoda.sandbox.init import Command
@@ -127,8 +127,8 @@ class _Task:
         if isinstance(outcome, SandboxError):
             self._fail(outcome)
         else:
-            denials = tuple([_values(denial) for denial in outcome.denials])
-            self._send(("ended", *_values(outcome)[:-1], denials))
+            denials = tuple([values_of(denial) for denial in outcome.denials])
+            self._send(("ended", *values_of(outcome)[:-1], denials))
         self._hang_up()
 
     def _hang_up(self) -> None:
@@ -148,11 +148,6 @@ class _Task:
         except OSError:
             # The program no longer wants to know.
             return
-
-
-def _values(value: object) -> tuple[object, ...]:
-    fields: tuple[str, ...] = getattr(type(value), "__fields__")  # noqa: B009 - given by @frozen, unknown to mypy
-    return tuple([getattr(value, name) for name in fields])
 
 
 if __name__ == "__main__":

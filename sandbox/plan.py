@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import marshal
 
-from osmoda.host.frozen import frozen
+from osmoda.host.frozen import frozen, values_of
 from osmoda.sandbox.operations import Operation, confinement, isolation, mounting
 
 TYPE_CHECKING = False
@@ -55,9 +55,9 @@ class Plan:
 
     def dump(self) -> bytes:
         """The plan as bytes, for the cache; `load` takes them back."""
-        operations = tuple([(type(op).__name__, *_values(op)) for op in self.operations])
-        degraded = tuple([_values(entry) for entry in self.degraded])
-        return marshal.dumps((FORMAT, (*_values(self)[:3], operations, *_values(self)[4:-1], degraded)))
+        operations = tuple([(type(op).__name__, *values_of(op)) for op in self.operations])
+        degraded = tuple([values_of(entry) for entry in self.degraded])
+        return marshal.dumps((FORMAT, (*values_of(self)[:3], operations, *values_of(self)[4:-1], degraded)))
 
     @classmethod
     def load(cls, data: bytes) -> Plan:
@@ -76,8 +76,3 @@ class Plan:
             if isinstance(operation, isolation.Namespaces):
                 return operation.flags()
         return 0
-
-
-def _values(value: object) -> tuple[object, ...]:
-    fields: tuple[str, ...] = getattr(type(value), "__fields__")  # noqa: B009 - given by @frozen, unknown to mypy
-    return tuple([getattr(value, name) for name in fields])
