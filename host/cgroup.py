@@ -1,13 +1,15 @@
 """Control groups: a subtree for one sandbox, with its limits set before anything runs in it.
 
-v2 where the controllers are there (cgroups(7), Documentation/admin-guide/cgroup-v2.rst), else the v1 controllers. The group is made below
-the one this process is in, so a delegated subtree is enough and no other program's group is touched.
+v2 where the controllers are there (cgroups(7), Documentation/admin-guide/cgroup-v2.rst), else the v1 controllers. The
+group is made below the one this process is in, so a delegated subtree is enough and no other program's group is
+touched.
 """
 
 from __future__ import annotations
 
 import posix
 
+from osmoda.host import syscalls
 from osmoda.host.frozen import frozen
 
 _ROOT = "/sys/fs/cgroup"
@@ -82,14 +84,14 @@ def _write(path: str, value: str) -> None:
         finally:
             posix.close(fd)
     except OSError as error:
-        raise OSError(error.errno, f"write {value} to {path}: {posix.strerror(error.errno)}") from None
+        raise syscalls.explained(error, f"write {value} to {path}") from None
 
 
 def _mkdir(path: str) -> None:
     try:
         posix.mkdir(path, 0o755)
     except OSError as error:
-        raise OSError(error.errno, f"mkdir {path}: {posix.strerror(error.errno)}") from None
+        raise syscalls.explained(error, f"mkdir {path}") from None
 
 
 class Group:

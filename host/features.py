@@ -7,6 +7,10 @@ import posix
 from osmoda.host import cgroup, syscalls
 from osmoda.host.frozen import frozen
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 _SECCOMP_RET_USER_NOTIF = 0x7FC00000
 # What a sandbox with a host uid of its own needs: to map it, and to make idmapped mounts.
 _CAP_SETGID, _CAP_SETUID, _CAP_SYS_ADMIN = 6, 7, 21
@@ -17,11 +21,12 @@ _APPARMOR_SWITCH = "/proc/sys/kernel/apparmor_restrict_unprivileged_userns"
 
 @frozen
 class Features:
-    """`kernel` is (major, minor); `landlock` an ABI number, 0 for none; `notify` whether refused calls can be reported.
+    """`kernel` is (major, minor); `landlock` an ABI number, 0 for none; `notify` whether refused calls can be
+    reported.
 
-    `privileged`: sandboxes get a host uid of their own and idmapped mounts. `controllers` are those of `cgroup_version` (0: none) in
-    which this process may set limits. `user_namespaces` is the limit in force, 0 when they are switched off;
-    `apparmor_restricted` tells that AppArmor takes capabilities away in them (Ubuntu 24.04).
+    `privileged`: sandboxes get a host uid of their own and idmapped mounts. `controllers` are those of
+    `cgroup_version` (0: none) in which this process may set limits. `user_namespaces` is the limit in force, 0 when
+    they are switched off; `apparmor_restricted` tells that AppArmor takes capabilities away in them (Ubuntu 24.04).
     """
 
     kernel: tuple[int, int]
@@ -73,7 +78,7 @@ def privileged() -> bool:
     return False
 
 
-def fingerprint() -> tuple[object, ...]:
+def fingerprint() -> tuple[Any, ...]:
     """What a compiled plan depends on and can be read in microseconds: another value, another plan."""
     name = posix.uname()
     hierarchy = cgroup.find()

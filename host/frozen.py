@@ -7,13 +7,10 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from dataclasses import dataclass
-    from typing import Any, TypeVar, dataclass_transform
-
-    _T = TypeVar("_T")
+    from typing import Any, dataclass_transform
 
     @dataclass_transform(frozen_default=True)
-    def frozen(cls: type[_T]) -> type[_T]: ...
+    def frozen[T](cls: type[T]) -> type[T]: ...
 else:
 
     def frozen(cls):
@@ -27,7 +24,7 @@ else:
             fields = base.__dict__.get("__fields__", ())
             if fields:
                 break
-        own = cls.__dict__.get("__annotations__", {})
+        own = cls.__dict__.get("__annotations__", {})  # noqa: RUF063 - inspect is what this module avoids
         fields += tuple([name for name in own if name not in fields and own[name][:8] != "ClassVar"])
         cls.__fields__ = fields
         # The same functions for every class: making them anew for each would be half the cost.
@@ -65,12 +62,12 @@ def fields_of(value: object) -> tuple[str, ...]:
     return type(value).__dict__["__fields__"]  # type: ignore[no-any-return]
 
 
-def values_of(value: object) -> tuple[object, ...]:
+def values_of(value: object) -> tuple[Any, ...]:
     """The values of the fields of a frozen object, in order."""
     return tuple([getattr(value, name) for name in fields_of(value)])
 
 
-def _refuse(self: object, name: str, value: object = None) -> None:
+def _refuse(self: object, name: str, value: object = None) -> None:  # noqa: ARG001 - as object has it
     raise AttributeError(f"{type(self).__name__} is frozen")
 
 

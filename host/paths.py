@@ -1,8 +1,9 @@
 """Where osmoda keeps things: runtime, state, cache and configuration directories.
 
-As root `/run/osmoda`, `/var/lib/osmoda`, `/var/cache/osmoda` and `/etc/osmoda`; otherwise below `$XDG_RUNTIME_DIR`, `$XDG_STATE_HOME`,
-`$XDG_CACHE_HOME` and `$XDG_CONFIG_HOME` (XDG Base Directory Specification). `OSMODA_RUNTIME_DIR`, `OSMODA_STATE_DIR`,
-`OSMODA_CACHE_DIR` and `OSMODA_CONFIG_DIR` name others. A directory that another user could write to is never used.
+As root `/run/osmoda`, `/var/lib/osmoda`, `/var/cache/osmoda` and `/etc/osmoda`; otherwise below `$XDG_RUNTIME_DIR`,
+`$XDG_STATE_HOME`, `$XDG_CACHE_HOME` and `$XDG_CONFIG_HOME` (XDG Base Directory Specification). `OSMODA_RUNTIME_DIR`,
+`OSMODA_STATE_DIR`, `OSMODA_CACHE_DIR` and `OSMODA_CONFIG_DIR` name others. A directory that another user could write
+to is never used.
 """
 
 from __future__ import annotations

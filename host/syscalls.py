@@ -1,15 +1,15 @@
 """Linux system calls that Python lacks: one thin function each, under the call's own name.
 
-Each raises `OSError` whose message is the call and the object, so that a person sees `move_mount /usr: Permission denied`
-and not a number. Calls go through libc's `syscall(2)` with the numbers of x86-64 or aarch64. `_ctypes` is used without
-its Python half, which would cost 4 ms at every launch; the foreign call keeps the interpreter's lock, so these
-are for single-threaded processes (the monitor, the launcher, pid 1 of a sandbox).
+Each raises `OSError` whose message is the call and the object, so that a person sees `move_mount /usr: Permission
+denied` and not a number. Calls go through libc's `syscall(2)` with the numbers of x86-64 or aarch64. `_ctypes` is
+used without its Python half, which would cost 4 ms at every launch; the foreign call keeps the interpreter's lock, so
+these are for single-threaded processes (the monitor, the launcher, pid 1 of a sandbox).
 """
 
 from __future__ import annotations
 
 import posix
-from _ctypes import (  # type: ignore[attr-defined]
+from _ctypes import (
     FUNCFLAG_CDECL,
     FUNCFLAG_PYTHONAPI,
     FUNCFLAG_USE_ERRNO,
@@ -24,7 +24,7 @@ from _ctypes import (  # type: ignore[attr-defined]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, NoReturn
+    from typing import NoReturn
 
 # --- numbers: everything since 5.1 is the same on every architecture, the older ones are not ---
 _MACHINE = posix.uname().machine
@@ -42,6 +42,10 @@ _SECCOMP = 317 if _X86 else 277
 _SETHOSTNAME = 170 if _X86 else 161
 _PRLIMIT64 = 302 if _X86 else 261
 _WAIT4 = 61 if _X86 else 260
+_SETGROUPS = 116 if _X86 else 159
+_SETFSUID = 122 if _X86 else 151
+_SETFSGID = 123 if _X86 else 152
+_SYNCFS = 306 if _X86 else 267
 _PIDFD_SEND_SIGNAL = 424
 _OPEN_TREE = 428
 _MOVE_MOUNT = 429
@@ -92,6 +96,7 @@ MS_PRIVATE = 0x40000
 MS_SLAVE = 0x80000
 MNT_DETACH = 2
 
+RESOLVE_NO_XDEV = 0x01
 RESOLVE_NO_MAGICLINKS = 0x02
 RESOLVE_NO_SYMLINKS = 0x04
 RESOLVE_BENEATH = 0x08
@@ -118,43 +123,43 @@ KEYCTL_JOIN_SESSION_KEYRING = 1
 _LINUX_CAPABILITY_VERSION_3 = 0x20080522
 
 
-class _Long(_SimpleCData):  # type: ignore[misc]
+class _Long(_SimpleCData):  # type: ignore[type-arg]
     _type_ = "l"
 
 
-class _Int(_SimpleCData):  # type: ignore[misc]
+class _Int(_SimpleCData):  # type: ignore[type-arg]
     _type_ = "i"
 
 
-class _Pointer(_SimpleCData):  # type: ignore[misc]
+class _Pointer(_SimpleCData):  # type: ignore[type-arg]
     """Takes an int of up to 64 bits, bytes (their address) or None, as a register's worth."""
 
     _type_ = "P"
 
 
-class _U64Pair(Array):  # type: ignore[misc]
+class _U64Pair(Array):  # type: ignore[type-arg]
     _type_ = _Long
     _length_ = 2
 
 
-class _Usage(Array):  # type: ignore[misc]
+class _Usage(Array):  # type: ignore[type-arg]
     """struct rusage: two timevals, then fourteen longs of which the first is ru_maxrss."""
 
     _type_ = _Long
     _length_ = 18
 
 
-class _Syscall(CFuncPtr):  # type: ignore[misc]
+class _Syscall(CFuncPtr):
     _flags_ = FUNCFLAG_CDECL | FUNCFLAG_USE_ERRNO | FUNCFLAG_PYTHONAPI
     _restype_ = _Long
 
 
-class _Address(CFuncPtr):  # type: ignore[misc]
+class _Address(CFuncPtr):
     _flags_ = FUNCFLAG_CDECL | FUNCFLAG_PYTHONAPI
     _restype_ = _Long
 
 
-_libc = dlopen(None, 2)
+_libc = dlopen(None, 2)  # type: ignore[arg-type]
 _syscall = _Syscall(dlsym(_libc, "syscall"))
 _syscall.argtypes = (_Long, _Pointer, _Pointer, _Pointer, _Pointer, _Pointer, _Pointer)
 _memset = _Address(dlsym(_libc, "memset"))
@@ -167,6 +172,11 @@ def _fail(call: str, what: object = "") -> NoReturn:
     number = get_errno()
     text = what.decode(errors="backslashreplace") if isinstance(what, bytes) else str(what)
     raise OSError(number, f"{call} {text}".rstrip() + f": {posix.strerror(number)}")
+
+
+def explained(error: OSError, what: str) -> OSError:
+    """`error` again, its message naming the call and the object in `what`."""
+    return OSError(error.errno, f"{what}: {posix.strerror(error.errno or 0)}")
 
 
 def _u64(*values: int) -> bytes:
@@ -262,7 +272,9 @@ def sethostname(name: bytes) -> None:
 
 
 def keyctl_join_session_keyring() -> None:
-    """Leave the caller's session keyring for a new, empty one (keyctl(2)); a kernel without keyrings has none to leave."""
+    """Leave the caller's session keyring for a new, empty one (keyctl(2)); a kernel without keyrings has none to
+    leave.
+    """
     if _syscall(_KEYCTL, KEYCTL_JOIN_SESSION_KEYRING, None, 0, 0, 0, 0) < 0 and get_errno() != 38:
         _fail("keyctl join_session_keyring")
 
@@ -280,7 +292,28 @@ def overwrite(address: int, length: int, text: bytes) -> None:
     _memcpy(address, text, len(text))
 
 
+def set_filesystem_ids(uid: int, gid: int, groups: tuple[int, ...]) -> None:
+    """Touch files as somebody else, in this thread alone (setfsuid(2), setfsgid(2), setgroups(2)).
+
+    A uid other than 0 also gives up the capabilities over files, until it is 0 again.
+    """
+    packed = b"".join([group.to_bytes(4, "little") for group in groups])
+    if _syscall(_SETGROUPS, len(groups), packed, 0, 0, 0, 0) < 0:
+        _fail("setgroups")
+    for number, name, value in ((_SETFSGID, "setfsgid", gid), (_SETFSUID, "setfsuid", uid)):
+        _syscall(number, value, 0, 0, 0, 0, 0)
+        # These calls report no error; asked for an id that cannot be, they answer with the one in force.
+        if _syscall(number, 0xFFFFFFFF, 0, 0, 0, 0, 0) != value:
+            raise OSError(1, f"{name} {value}: {posix.strerror(1)}")
+
+
 # --- files and mounts ---
+
+
+def syncfs(fd: int) -> None:
+    """Write all that is pending on the file system of `fd` to disk (syncfs(2))."""
+    if _syscall(_SYNCFS, fd, 0, 0, 0, 0, 0) < 0:
+        _fail("syncfs")
 
 
 def openat2(dirfd: int, path: bytes, flags: int, resolve: int = 0, mode: int = 0) -> int:

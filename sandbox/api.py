@@ -64,9 +64,10 @@ class TimedOut(SandboxError):
 class Result:
     """How a command ended.
 
-    `status` is its exit code, 128+n when signal n ended it. Times are seconds of CPU and of wall clock, `peak_memory` is in bytes.
-    `denials` are the distinct refused calls and limits that were hit, each with layer, object and the profile line that would
-    allow it; `refused` counts all refused calls. `stdout` and `stderr` are None unless they were captured.
+    `status` is its exit code, 128+n when signal n ended it. Times are seconds of CPU and of wall clock, `peak_memory`
+    is in bytes. `denials` are the distinct refused calls and limits that were hit, each with layer, object and the
+    profile line that would allow it; `refused` counts all refused calls. `stdout` and `stderr` are None unless they
+    were captured.
     """
 
     status: int
@@ -172,7 +173,6 @@ def _shuffle(fd: int) -> str:
     return "" if fd == REQUESTS else f"import posix; posix.dup2({fd}, {REQUESTS}); posix.close({fd}); "
 
 
-
 _launcher = _Launcher()
 atexit.register(_launcher.close)
 os.register_at_fork(after_in_child=_launcher.after_fork)
@@ -271,7 +271,7 @@ class Process:
             kind, *values = marshal.loads(data)
             if kind == "ended":
                 *numbers, denials = values
-                self._outcome = Outcome(*numbers, tuple(RawDenial(*entry) for entry in denials))
+                self._outcome = Outcome(*[*numbers, tuple(RawDenial(*entry) for entry in denials)])
             elif kind == "plan":
                 _launcher.forget_plan(self._sandbox._plan_name)
                 self._outcome = LaunchError("the launcher has dropped this plan; run it again")
@@ -288,7 +288,11 @@ class Process:
         if isinstance(outcome, SandboxError):
             raise outcome
         return Result(
-            status=outcome.status if not outcome.timed_out else 128 + outcome.signal if outcome.signal else outcome.status,
+            status=outcome.status
+            if not outcome.timed_out
+            else 128 + outcome.signal
+            if outcome.signal
+            else outcome.status,
             signal=outcome.signal,
             timed_out=outcome.timed_out,
             stdout=self._captured.get("stdout"),
@@ -326,8 +330,9 @@ class Process:
 class Sandbox:
     """A profile compiled for this host; each `run` is a sandbox of its own.
 
-    `profile` is a `Profile`, a file, the name of an installed one, or None for the defaults of `tier`. `workspace` is the directory
-    that a profile with a workspace works in (default: the current one). Raises ProfileError, CompileError, LaunchError.
+    `profile` is a `Profile`, a file, the name of an installed one, or None for the defaults of `tier`. `workspace` is
+    the directory that a profile with a workspace works in (default: the current one). Raises ProfileError,
+    CompileError, LaunchError.
     """
 
     def __init__(
@@ -461,7 +466,9 @@ class Sandbox:
             env=env,
             cwd=cwd,
         ) as process:
-            result = process.communicate(input) if input is not None or process.stdout or process.stderr else process.wait()
+            result = (
+                process.communicate(input) if input is not None or process.stdout or process.stderr else process.wait()
+            )
         return _judged(argv, result, timeout, check)
 
     async def run_async(
@@ -525,19 +532,24 @@ def _judged(argv: Sequence[str], result: Result, timeout: float | None, check: b
 
 async def _readable(fd: int) -> None:
     loop = asyncio.get_running_loop()
-    ready = loop.create_future()
-    loop.add_reader(fd, lambda: ready.done() or ready.set_result(None))
+    ready: asyncio.Future[None] = loop.create_future()
+    loop.add_reader(fd, _settle, ready)
     try:
         await ready
     finally:
         loop.remove_reader(fd)
 
 
+def _settle(ready: asyncio.Future[None]) -> None:
+    if not ready.done():
+        ready.set_result(None)
+
+
 async def _drain(stream: IO[bytes] | None) -> bytes:
     if stream is None:
         return b""
     os.set_blocking(stream.fileno(), False)
-    chunks = []
+    chunks: list[bytes] = []
     while True:
         await _readable(stream.fileno())
         try:
@@ -556,8 +568,8 @@ async def _feed(stream: IO[bytes] | None, data: bytes) -> None:
     os.set_blocking(stream.fileno(), False)
     left = memoryview(data)
     while left:
-        ready = loop.create_future()
-        loop.add_writer(stream.fileno(), lambda future=ready: future.done() or future.set_result(None))
+        ready: asyncio.Future[None] = loop.create_future()
+        loop.add_writer(stream.fileno(), _settle, ready)
         try:
             await ready
         finally:

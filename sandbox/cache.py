@@ -1,14 +1,14 @@
-"""Compiled plans on disk. An entry is used only if it is this user's own, whole, and still what a compilation would give.
+"""Compiled plans on disk. An entry is used only if it is this user's own, whole, and still what a compilation would
+give.
 
-Layout of an entry: 32 bytes of SHA-256 over the rest, then the marshalled (key, witnesses, plan). It is a regular file with mode 0600 and
-one link, in a directory that only this user can write to.
+Layout of an entry: 32 bytes of SHA-256 over the rest, then the marshalled (key, witnesses, plan). It is a regular
+file with mode 0600 and one link, in a directory that only this user can write to.
 """
 
 from __future__ import annotations
 
 import marshal
 import posix
-from _sha2 import sha256
 
 from osmoda.host import features, paths
 from osmoda.host.frozen import frozen
@@ -17,6 +17,10 @@ from osmoda.sandbox.plan import Plan
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from hashlib import sha256
+    from typing import Any
+else:
+    from _sha2 import sha256
 
 _FORMAT = 1
 _MOST_BYTES = 1 << 22
@@ -29,15 +33,16 @@ _OWN = ("OSMODA_CONFIG_DIR", "OSMODA_STATE_DIR", "OSMODA_CACHE_DIR", "OSMODA_RUN
 class Witnesses:
     """What a plan was compiled from; one that has changed makes the entry stale.
 
-    `files` pairs a path with the SHA-256 of its content, `absent` are paths that must not exist (a profile of the same name there
-    would be found first), `unmoved` pairs a path with (inode, mtime in ns), `same` a declared path with where it led.
+    `files` pairs a path with the SHA-256 of its content, `absent` are paths that must not exist (a profile of the
+    same name there would be found first), `unmoved` pairs a path with (inode, mtime in ns), `same` a declared path
+    with where it led.
     """
 
     files: tuple[tuple[str, str], ...]
     absent: tuple[str, ...]
     unmoved: tuple[tuple[str, int, int], ...]
     same: tuple[tuple[str, str], ...]
-    host: tuple[object, ...]
+    host: tuple[Any, ...]
 
     def hold(self) -> bool:
         """Whether a compilation today would have started from the same."""
@@ -57,12 +62,12 @@ class Witnesses:
         return self.host == features.fingerprint() and not any(_exists(path) for path in self.absent)
 
 
-def key(*request: object) -> tuple[object, ...]:
+def key(*request: object) -> tuple[Any, ...]:
     """The name of an entry: what was asked for, and the environment that a profile's `~` and its search depend on."""
     return (_FORMAT, *request, *[paths.environment(name) for name in (*_ENVIRONMENT, *_OWN)])
 
 
-def load(key: tuple[object, ...]) -> Plan | None:
+def load(key: tuple[Any, ...]) -> Plan | None:
     """The plan stored under `key`, or None when there is none that can be trusted and still holds."""
     try:
         path = _path(key)
@@ -94,14 +99,16 @@ def load(key: tuple[object, ...]) -> Plan | None:
         return None
 
 
-def store(key: tuple[object, ...], plan: Plan, witnesses: Witnesses) -> None:
+def store(key: tuple[Any, ...], plan: Plan, witnesses: Witnesses) -> None:
     """Keep `plan` for the next launch; without a directory to trust, or room, there is just no entry."""
     values = (witnesses.files, witnesses.absent, witnesses.unmoved, witnesses.same, witnesses.host)
     body = marshal.dumps((key, values, plan.dump()))
     try:
         path = _path(key)
         temporary = f"{path}.{posix.getpid()}"
-        fd = posix.open(temporary, posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_NOFOLLOW | posix.O_CLOEXEC, 0o600)
+        fd = posix.open(
+            temporary, posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_NOFOLLOW | posix.O_CLOEXEC, 0o600
+        )
     except (OSError, paths.UntrustedDirectory):
         return
     try:
@@ -120,7 +127,7 @@ def store(key: tuple[object, ...], plan: Plan, witnesses: Witnesses) -> None:
             posix.unlink(temporary)
 
 
-def drop(key: tuple[object, ...]) -> None:
+def drop(key: tuple[Any, ...]) -> None:
     """Forget the entry, if there is one."""
     try:
         posix.unlink(_path(key))
@@ -141,8 +148,8 @@ def witness(files: Iterable[tuple[str, str]], absent: Iterable[str], same: Itera
 
 
 def _modules() -> list[str]:
-    """The folders of this package's files: another version of the code is another compiler. An installer that replaces a file
-    changes its folder, and an edited module, once imported, the folder of its compiled form.
+    """The folders of this package's files: another version of the code is another compiler. An installer that
+    replaces a file changes its folder, and an edited module, once imported, the folder of its compiled form.
     """
     own = __file__.rpartition("/")[0]
     top = own.rpartition("/")[0]
@@ -150,7 +157,7 @@ def _modules() -> list[str]:
     return [folder + suffix for folder in folders for suffix in ("", "/__pycache__")]
 
 
-def _path(key: tuple[object, ...]) -> str:
+def _path(key: tuple[Any, ...]) -> str:
     # Version 2 of the encoding: later ones mark shared objects, so that equal keys could differ.
     return f"{paths.own_directory('cache', 'plans')}/{sha256(marshal.dumps(key, 2)).hexdigest()[:32]}"
 

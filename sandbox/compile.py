@@ -1,7 +1,7 @@
 """Profile and host features to a plan: the slow half, run once and cached.
 
-A layer that the host lacks stops the compilation with a `CompileError`, unless the profile's `degrade` names it; then the plan
-carries a `Degradation` that every report shows.
+A layer that the host lacks stops the compilation with a `CompileError`, unless the profile's `degrade` names it; then
+the plan carries a `Degradation` that every report shows.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ _HOSTNAME = "sandbox"
 def compile_profile(profile: Profile, features: Features) -> Plan:
     """What `profile` means on a host with `features`.
 
-    Raises CompileError, with the file:line that asked, for a path that cannot be granted and for a layer that is missing.
+    Raises CompileError, with the file:line that asked, for a path that cannot be granted and for a layer that is
+    missing.
     """
     degraded = _Degraded(profile)
     memory, cpu, pids = _limits(profile, features, degraded)
@@ -184,7 +185,9 @@ class _View:
         return max(trees, key=len) if trees else None
 
     def grants(self) -> list[Operation]:
-        """Reads from the outermost in, then the workspace, then writes, then what covers denied names in written trees."""
+        """Reads from the outermost in, then the workspace, then writes, then what covers denied names in written
+        trees.
+        """
         operations: list[Operation] = []
         for path, origin in sorted(self.read.items()):
             operations.append(self._read_operation(path, origin))

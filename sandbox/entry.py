@@ -25,7 +25,8 @@ def main() -> int:
             return _say(str(error), 125)
         if request is not None and not request.dry_run:
             code = _run(request)
-            # Straight out: taking the interpreter down in order takes as long as a fifth of the launch, and nothing waits for it.
+            # Straight out: taking the interpreter down in order takes as long as a fifth of the launch, and nothing
+            # waits for it.
             posix._exit(code)
     from osmoda.sandbox.cli import main as other_verbs
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import _signal
 import marshal
 import posix
 
@@ -10,13 +9,16 @@ from osmoda.host import paths
 from osmoda.sandbox import launch, place, plans
 from osmoda.sandbox.errors import LaunchError, SandboxError
 from osmoda.sandbox.init import Command
-from osmoda.sandbox.monitor import Monitor
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from osmoda.sandbox.monitor import Outcome, Watched
+    import signal as _signal
+
+    from osmoda.sandbox.monitor import Monitor, Outcome, Watched
     from osmoda.sandbox.plan import Plan
     from osmoda.sandbox.request import Request
+else:
+    import _signal
 
 # SIGHUP, SIGINT, SIGQUIT, SIGUSR1, SIGUSR2, SIGTERM
 _FORWARDED = (1, 2, 3, 10, 12, 15)
@@ -31,7 +33,8 @@ def run(request: Request) -> int:
     except LaunchError as error:
         if not cached or error.exit_code != 125:
             raise
-        # A host that changed under a kept plan looks like this: compile it anew, and if that makes no difference, say what failed.
+        # A host that changed under a kept plan looks like this: compile it anew, and if that makes no difference, say
+        # what failed.
         renewed = plans.compile_again(request, directory)
         if renewed == plan:
             raise
@@ -65,35 +68,51 @@ def _run(request: Request, plan: Plan) -> int:
 def _watch(request: Request, plan: Plan, command: Command, work: bytes, layer: bytes, lock: int) -> int:
     ends: list[Outcome | SandboxError] = []
     identity = launch.new_identity()
+
+    def ended(outcome: Outcome | SandboxError) -> None:
+        # All is over but the tearing down of the namespaces: time to write the record in.
+        if not isinstance(outcome, SandboxError):
+            _keep(request, identity, outcome)
+        ends.append(outcome)
+
     signals = _Signals()
-    monitor = Monitor()
     try:
         launched = launch.launch(plan, command, work, layer, lock, identity)
-        watched = monitor.watch(launched, ends.append, request.timeout)
-        signals.forward(monitor, watched)
-        relay = None
-        if command.terminals:
-            from osmoda.sandbox.terminal import Relay
+        # Only now, while the child sets itself up on another core.
+        from osmoda.sandbox.monitor import Monitor
 
-            relay = Relay(monitor, watched)
+        monitor = Monitor()
         try:
-            while monitor.sandboxes:
-                monitor.step()
+            watched = monitor.watch(launched, ended, request.timeout)
+            signals.forward(monitor, watched)
+            _attend(monitor, watched, command)
         finally:
-            if relay is not None:
-                relay.close()
+            monitor.close()
     finally:
-        monitor.close()
         signals.close()
     outcome = ends[0]
     if isinstance(outcome, SandboxError):
         raise outcome
-    _keep(request, plan, identity, outcome)
     if outcome.refused or outcome.oom_kills or outcome.forks_refused or request.json or outcome.timed_out:
         from osmoda.sandbox.summary import summarise
 
         summarise(request, plan, identity, outcome)
     return outcome.status
+
+
+def _attend(monitor: Monitor, watched: Watched, command: Command) -> None:
+    """Be there until the sandbox is gone."""
+    relay = None
+    if command.terminals:
+        from osmoda.sandbox.terminal import Relay
+
+        relay = Relay(monitor, watched)
+    try:
+        while monitor.sandboxes:
+            monitor.step()
+    finally:
+        if relay is not None:
+            relay.close()
 
 
 class _Signals:
@@ -132,8 +151,10 @@ def _noted(number: int, frame: object) -> None:
     """The wake-up descriptor has the signal already."""
 
 
-def _keep(request: Request, plan: Plan, identity: str, outcome: Outcome) -> None:
-    """Leave a record of this run for `osmoda-sandbox why`; a state directory that cannot be used only costs that record."""
+def _keep(request: Request, identity: str, outcome: Outcome) -> None:
+    """Leave a record of this run for `osmoda-sandbox why`; a state directory that cannot be used only costs that
+    record.
+    """
     try:
         folder = paths.own_directory("state")
         denials = tuple(

@@ -1,10 +1,11 @@
 """The child's half of a launch: apply the plan, start the command, then be pid 1 until nothing is left.
 
-It runs in the interpreter that the parent cloned. Nothing may be imported here: after pivot_root the standard library is gone.
+It runs in the interpreter that the parent cloned. Nothing may be imported here: after pivot_root the standard library
+is gone.
 
-Messages to the parent, on a SOCK_SEQPACKET pair, by their first byte: `L` the seccomp listener and the pty master (descriptors), `P` a
-pidfd of the command, `Z` the command was stopped, `S` the last process is gone (wait status, CPU times, peak memory), `E` a step
-failed (its index, errno, text).
+Messages to the parent, on a SOCK_SEQPACKET pair, by their first byte: `L` the seccomp listener and the pty master
+(descriptors), `P` a pidfd of the command, `Z` the command was stopped, `S` the last process is gone (wait status, CPU
+times, peak memory), `E` a step failed (its index, errno, text).
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ COMMAND = -1
 class Command:
     """What to run inside: `argv[0]` is looked up in the PATH of `environment`, below the sandbox's root.
 
-    `stdin`, `stdout` and `stderr` are descriptors of the caller's; those in `terminals` (0, 1, 2) become the sandbox's own pty.
+    `stdin`, `stdout` and `stderr` are descriptors of the caller's; those in `terminals` (0, 1, 2) become the
+    sandbox's own pty.
     """
 
     argv: tuple[str, ...]
@@ -73,7 +75,8 @@ def enter(
         for step, operation in enumerate(operations):
             if type(operation) is confinement.Capabilities:
                 _retitle(title)
-                # Nobody inside may look into this process, which began as a copy of the launcher. The command gets a memory
+                # Nobody inside may look into this process, which began as a copy of the launcher. The command gets a
+                # memory
                 # of its own, that it may look into, when it is executed.
                 syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
             operation.apply(setup)
@@ -105,7 +108,9 @@ def _closed(control: _socket.socket) -> bool:
 
 
 def _take_stdio(command: Command, own: tuple[int, ...]) -> None:
-    """Put the command's streams at 0, 1, 2, the control socket at 3, and what pid 1 holds besides it (leases) from 4 on."""
+    """Put the command's streams at 0, 1, 2, the control socket at 3, and what pid 1 holds besides it (leases) from 4
+    on.
+    """
     # The sources may lie in each other's way: move them above everything first.
     streams = (command.stdin, command.stdout, command.stderr)
     moved = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _ABOVE) for fd in (*streams, *own)]
@@ -157,7 +162,7 @@ def _spawn(command: Command, slave: bytes) -> int:
         posix.chdir(command.directory)
     except OSError as error:
         what = command.directory.decode(errors="backslashreplace")
-        raise OSError(error.errno, f"chdir {what}: {posix.strerror(error.errno)}") from None
+        raise syscalls.explained(error, f"chdir {what}") from None
     actions: list[tuple[int, ...] | tuple[int, int, bytes, int, int]] = []
     if command.terminals and not slave:
         raise OSError(25, "the terminal was not set up")
@@ -170,13 +175,13 @@ def _spawn(command: Command, slave: bytes) -> int:
             program,
             command.argv,
             environment,
-            file_actions=actions,  # type: ignore[arg-type]
+            file_actions=actions,
             setsid=True,
             setsigmask=(),
             setsigdef=_DEFAULTED,
         )
     except OSError as error:
-        raise OSError(error.errno, f"execve {program}: {posix.strerror(error.errno)}") from None
+        raise syscalls.explained(error, f"execve {program}") from None
 
 
 def _find(name: str, path: str) -> str:

@@ -1,12 +1,12 @@
 """A small process that removes the control groups of a monitor that was killed.
 
-Everything else of a sandbox goes by itself when its monitor dies: processes by the parent-death signal, mounts and networks with their
-namespaces, the uid's lease with the last descriptor. A cgroup directory stays until somebody removes it.
+Everything else of a sandbox goes by itself when its monitor dies: processes by the parent-death signal, mounts and
+networks with their namespaces, the uid's lease with the last descriptor. A cgroup directory stays until somebody
+removes it.
 """
 
 from __future__ import annotations
 
-import _signal
 import posix
 import time
 
@@ -14,7 +14,10 @@ from osmoda.host import cgroup, syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import signal as _signal
     from typing import NoReturn
+else:
+    import _signal
 
 _SIGCHLD = 17
 _PATIENCE = 10.0  # seconds for the kernel to end a killed pid namespace
@@ -54,7 +57,9 @@ class Janitor:
 
 
 def _wait_for_the_end() -> NoReturn:
-    """The janitor itself: it holds nothing but the pipe, and its signals stay blocked, so that only SIGKILL ends it early."""
+    """The janitor itself: it holds nothing but the pipe, and its signals stay blocked, so that only SIGKILL ends it
+    early.
+    """
     try:
         syscalls.close_range(1, 0x7FFFFFFF)
         syscalls.prctl_set_name(b"osmoda-janitor")

@@ -39,14 +39,20 @@ def compile_rules(
     scratch: Iterable[str],
     degrade: Callable[[str, str, str], None],
 ) -> confinement.Landlock | None:
-    """The rule set for the view that the mounts make, with every right that this kernel's ABI knows; None when it has no Landlock.
+    """The rule set for the view that the mounts make, with every right that this kernel's ABI knows; None when it has
+    no Landlock.
 
-    `degrade(layer, reason, origin)` is told what is missing, and raises CompileError when the profile does not allow that.
+    `degrade(layer, reason, origin)` is told what is missing, and raises CompileError when the profile does not allow
+    that.
     """
     tier = f"tier {profile.tier}"
     abi = features.landlock
     if not abi:
-        degrade("landlock", "this kernel has no Landlock, or it is switched off (Linux 5.13, lsm= on its command line)", tier)
+        degrade(
+            "landlock",
+            "this kernel has no Landlock, or it is switched off (Linux 5.13, lsm= on its command line)",
+            tier,
+        )
         return None
     handled_fs = _ALL
     for right, since in _SINCE.items():
@@ -59,9 +65,15 @@ def compile_rules(
         degrade("landlock-net", "Landlock of this kernel has no rules for ports (Linux 6.7)", tier)
         handled_net = 0
     if abi < _SCOPE_ABI:
-        degrade("landlock-scope", "Landlock of this kernel cannot scope signals and abstract sockets (Linux 6.12)", tier)
+        degrade(
+            "landlock-scope", "Landlock of this kernel cannot scope signals and abstract sockets (Linux 6.12)", tier
+        )
         scoped = 0
-    paths: list[tuple[bytes, int]] = [(b"/", READ_DIR), (b"/etc", READ_FILE | READ_DIR), (b"/proc", READ_FILE | READ_DIR)]
+    paths: list[tuple[bytes, int]] = [
+        (b"/", READ_DIR),
+        (b"/etc", READ_FILE | READ_DIR),
+        (b"/proc", READ_FILE | READ_DIR),
+    ]
     paths.append((b"/dev", _DEVICES))
     programs = [path for path in system_view.trees() if not path.startswith("/etc/")]
     paths.extend((path.encode(), _READ) for path in programs)
@@ -70,7 +82,7 @@ def compile_rules(
     paths.extend((path.encode(), _WRITE) for path in scratch)
     if profile.filesystem.workspace != "none":
         paths.append((b"", _WRITE))
-    ports = sorted({port for rule in profile.network.allow for port in rule.ports if isinstance(port, int)})
+    ports = sorted({port for rule in profile.network.allow for port in rule.ports})
     return confinement.Landlock(
         tier,
         handled_fs,

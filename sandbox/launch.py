@@ -1,12 +1,11 @@
 """The parent's half of a launch: prepare what needs the caller's rights, clone, map ids.
 
-Standard library and `_ctypes` only, and few of those: this runs at every start. The process must be single-threaded: a parent-death
-signal comes when the *thread* that cloned exits, and the child goes on in this interpreter.
+Standard library and `_ctypes` only, and few of those: this runs at every start. The process must be single-threaded:
+a parent-death signal comes when the *thread* that cloned exits, and the child goes on in this interpreter.
 """
 
 from __future__ import annotations
 
-import _signal
 import _socket
 import posix
 
@@ -17,9 +16,13 @@ from osmoda.sandbox.operations import Setup, isolation, mounting
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import signal as _signal
+
     from osmoda.sandbox.init import Command
     from osmoda.sandbox.janitor import Janitor
     from osmoda.sandbox.plan import Plan
+else:
+    import _signal
 
 # 32 and 33 belong to the C library's threads.
 _ALL_SIGNALS = (*range(1, 32), *range(34, 65))
@@ -62,14 +65,13 @@ def new_identity() -> str:
     return f"{posix.getpid():x}-{_counter:x}"
 
 
-def launch(
-    plan: Plan, command: Command, workspace: bytes, layer: bytes, layer_lock: int, identity: str
-) -> Launched:
+def launch(plan: Plan, command: Command, workspace: bytes, layer: bytes, layer_lock: int, identity: str) -> Launched:
     """Clone the child that will run `command` under `plan`.
 
-    `workspace` is the canonical path of the workspace (empty for none), `layer` the directory of its overlay's layer (holding
-    `upper` and `work`), `layer_lock` the descriptor of the lock on it (-1 for none), which pid 1 holds too. The child reports by messages (see init.py); a failure of its set-up comes there. Raises LaunchError when
-    the parent's part fails; nothing is left behind then.
+    `workspace` is the canonical path of the workspace (empty for none), `layer` the directory of its overlay's layer
+    (holding `upper` and `work`), `layer_lock` the descriptor of the lock on it (-1 for none), which pid 1 holds too.
+    The child reports by messages (see init.py); a failure of its set-up comes there. Raises LaunchError when the
+    parent's part fails; nothing is left behind then.
     """
     _refuse_directories(command)
     _refuse_threads()

@@ -1,16 +1,16 @@
 """The resident launcher: a small single-threaded process that launches and monitors sandboxes for a Python program.
 
-A program with threads, or a large one, cannot clone itself safely or quickly; this process can. It ends, and its sandboxes with it,
-when the program does.
+A program with threads, or a large one, cannot clone itself safely or quickly; this process can. It ends, and its
+sandboxes with it, when the program does.
 
-Protocol, on the SOCK_SEQPACKET socket at descriptor 3: each request carries descriptors (body, stdin, stdout, stderr, answer, and
-perhaps the lock of an overlay's layer). The body is a memfd with the marshalled request. The answer socket gets one message, the
-marshalled outcome; a byte written to it from the other side is a signal number for the command, its end of file ends the sandbox.
+Protocol, on the SOCK_SEQPACKET socket at descriptor 3: each request carries descriptors (body, stdin, stdout, stderr,
+answer, and perhaps the lock of an overlay's layer). The body is a memfd with the marshalled request. The answer
+socket gets one message, the marshalled outcome; a byte written to it from the other side is a signal number for the
+command, its end of file ends the sandbox.
 """
 
 from __future__ import annotations
 
-import _signal
 import _socket
 import gc
 import marshal
@@ -25,7 +25,12 @@ from osmoda.sandbox.plan import Plan
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import signal as _signal
+    from typing import Any
+
     from osmoda.sandbox.monitor import Watched
+else:
+    import _signal
 
 REQUESTS = 3
 _MOST_PLANS = 64
@@ -140,7 +145,7 @@ class _Task:
     def _fail(self, error: SandboxError) -> None:
         self._send(("failed", type(error).__name__, str(error), error.exit_code))
 
-    def _send(self, message: tuple[object, ...]) -> None:
+    def _send(self, message: tuple[Any, ...]) -> None:
         if self._answer < 0:
             return
         try:

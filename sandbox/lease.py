@@ -1,8 +1,8 @@
 """A host uid for each sandbox that root starts, from a range that nothing else uses.
 
-A lease is a byte-range lock on one file in the runtime directory (F_OFD_SETLK, fcntl(2)). The sandbox's pid 1 holds the same open file
-description, so the lease ends when both the monitor and the whole pid namespace are gone, however they went; no
-file is left to clean up.
+A lease is a byte-range lock on one file in the runtime directory (F_OFD_SETLK, fcntl(2)). The sandbox's pid 1 holds
+the same open file description, so the lease ends when both the monitor and the whole pid namespace are gone, however
+they went; no file is left to clean up.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The event loop beside running sandboxes: denials, time-outs, ends.
 
-One `Monitor` watches any number of sandboxes from one thread. It decides nothing about access: the kernel refuses on its own, and the
-answer to a reported call is always an error. When the monitor dies, so do its sandboxes (PR_SET_PDEATHSIG).
+One `Monitor` watches any number of sandboxes from one thread. It decides nothing about access: the kernel refuses on
+its own, and the answer to a reported call is always an error. When the monitor dies, so do its sandboxes
+(PR_SET_PDEATHSIG).
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ _DISTINCT_DENIALS = 512
 class RawDenial:
     """A refused system call as the kernel reported it; `denials.interpret` puts it into words.
 
-    `time` is seconds since the epoch, `pid` as the host counts, `arguments` the six registers, `text` what the first pointer
-    argument pointed to when the monitor looked (the program may have changed it since).
+    `time` is seconds since the epoch, `pid` as the host counts, `arguments` the six registers, `text` what the first
+    pointer argument pointed to when the monitor looked (the program may have changed it since).
     """
 
     time: float
@@ -58,8 +59,9 @@ class RawDenial:
 class Outcome:
     """How a run ended.
 
-    `status` is the exit code by convention: the command's own, 128+n when a signal ended it, 124 timed out. CPU times are seconds, `peak_memory`
-    bytes, `duration` seconds of wall-clock time. `refused` counts all refused calls; `denials` holds the distinct ones.
+    `status` is the exit code by convention: the command's own, 128+n when a signal ended it, 124 timed out. CPU times
+    are seconds, `peak_memory` bytes, `duration` seconds of wall-clock time. `refused` counts all refused calls;
+    `denials` holds the distinct ones.
     """
 
     status: int
@@ -112,7 +114,7 @@ class Watched:
 
     def control_ready(self) -> None:
         try:
-            data, ancillary, flags, _ = self.launched.control.recvmsg(65536, 64, _socket.MSG_DONTWAIT)
+            data, ancillary, _, _ = self.launched.control.recvmsg(65536, 64, _socket.MSG_DONTWAIT)
         except BlockingIOError:
             return
         if not data:
@@ -138,7 +140,8 @@ class Watched:
                 self.on_stop()
         elif kind == b"S":
             self._end = marshal.loads(data[1:])
-            # Every process of the sandbox but its pid 1 is gone: the caller need not wait for the namespaces to be torn down.
+            # Every process of the sandbox but its pid 1 is gone: the caller need not wait for the namespaces to be
+            # torn down.
             self._report()
         elif kind == b"E":
             self._error = self._explain(*marshal.loads(data[1:]))
@@ -203,7 +206,7 @@ class Watched:
         self.monitor.call_at(time.monotonic() + _GRACE, lambda: self.send_signal(_SIGKILL), self)
 
     def init_ready(self) -> None:
-        """pid 1 is dead, and with it every process of its namespace."""
+        """Its pid 1 is dead, and with it every process of its namespace."""
         while self.monitor.watches(self.launched.control.fileno()):
             self.control_ready()
 
@@ -294,7 +297,12 @@ class Monitor:
 
     def call_at(self, when: float, callback: Callable[[], None], owner: Watched | None = None) -> None:
         """Call `callback` at `when` (time.monotonic); not any more once `owner` has ended."""
-        self._timers.append((when, callback if owner is None else lambda: owner in self.sandboxes and callback()))
+
+        def unless_ended() -> None:
+            if owner is None or owner in self.sandboxes:
+                callback()
+
+        self._timers.append((when, unless_ended))
 
     def pause(self, fd: int, callback: Callable[[], None], until: float) -> None:
         """Do not watch `fd` before `until`."""

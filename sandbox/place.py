@@ -20,7 +20,7 @@ def canonical(path: str) -> str:
     try:
         fd = posix.open(path, posix.O_PATH | posix.O_DIRECTORY | posix.O_CLOEXEC)
     except OSError as error:
-        raise LaunchError(f"the workspace {path} cannot be used: {posix.strerror(error.errno)}") from None
+        raise LaunchError(f"the workspace {path} cannot be used: {posix.strerror(error.errno or 0)}") from None
     try:
         return posix.readlink(f"/proc/self/fd/{fd}")
     finally:
@@ -30,13 +30,13 @@ def canonical(path: str) -> str:
 def workspace(plan: Plan, asked: str) -> bytes:
     """The canonical path of the workspace that `plan` works in, empty when it has none of the host's.
 
-    `asked` is the caller's choice, empty for the current directory. Raises LaunchError for one that does not exist or that may
-    not be a workspace.
+    `asked` is the caller's choice, empty for the current directory. Raises LaunchError for one that does not exist or
+    that may not be a workspace.
     """
     if plan.workspace == "none" or plan.tier == 0:
         if asked and plan.tier:
             raise LaunchError(
-                f"the workspace {asked} is not granted: {plan.name} has workspace = \"none\"; "
+                f'the workspace {asked} is not granted: {plan.name} has workspace = "none"; '
                 "with --workspace-mode, or filesystem.workspace in the profile, it can be direct or overlay"
             )
         return b""
@@ -51,7 +51,9 @@ def workspace(plan: Plan, asked: str) -> bytes:
 
 
 def start_directory(plan: Plan, work: bytes, asked: str) -> bytes:
-    """Where the command starts: what was asked for, else the workspace, else the empty one, else (tier 0) where the caller is."""
+    """Where the command starts: what was asked for, else the workspace, else the empty one, else (tier 0) where the
+    caller is.
+    """
     if asked:
         return asked.encode("utf-8", "surrogateescape")
     if plan.tier == 0:
@@ -60,7 +62,7 @@ def start_directory(plan: Plan, work: bytes, asked: str) -> bytes:
 
 
 def _within(path: str, tree: str) -> bool:
-    return tree == "/" or path == tree or path.startswith(tree + "/")
+    return tree in ("/", path) or path.startswith(tree + "/")
 
 
 def environment(plan: Plan, terminal: bool, extra: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:

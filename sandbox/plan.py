@@ -34,8 +34,9 @@ class Degradation:
 class Plan:
     """What is applied, in order. `operations` is empty for tier 0.
 
-    `environment` is the whole environment inside, before `passed` names are taken from the caller's. `name` is the profile's file name,
-    `digest` the SHA-256 of its meaning. `refusals` tells, for a system call name, which line would allow it.
+    `environment` is the whole environment inside, before `passed` names are taken from the caller's. `name` is the
+    profile's file name, `digest` the SHA-256 of its meaning. `refusals` tells, for a system call name, which line
+    would allow it.
     """
 
     tier: int
@@ -67,7 +68,7 @@ class Plan:
             raise ValueError(f"plan format {number}, not {FORMAT}")
         operations = tuple([_CLASSES[name](*fields) for name, *fields in values[3]])
         degraded = tuple([Degradation(*entry) for entry in values[-1]])
-        return cls(*values[:3], operations, *values[4:-1], degraded)
+        return cls(*[*values[:3], operations, *values[4:-1], degraded])
 
     @property
     def unshared(self) -> int:

@@ -11,9 +11,11 @@ class UsageError(Exception):
 
 @frozen
 class Request:
-    """One run. `profile` is a path or a name, empty for the defaults of `tier` (-1: as the profile says, 2 without one).
+    """One run. `profile` is a path or a name, empty for the defaults of `tier` (-1: as the profile says, 2 without
+    one).
 
-    `workspace` is a directory, `workspace_mode` one of "", "direct", "overlay", "none"; `timeout` is in seconds, 0 for none.
+    `workspace` is a directory, `workspace_mode` one of "", "direct", "overlay", "none"; `timeout` is in seconds, 0
+    for none.
     """
 
     argv: tuple[str, ...]
@@ -33,7 +35,9 @@ class Request:
 
     @property
     def compiled_from(self) -> tuple[object, ...]:
-        """What of it decides the plan. Of the variables only their names: a value may be secret, and plans are kept on disk."""
+        """What of it decides the plan. Of the variables only their names: a value may be secret, and plans are kept
+        on disk.
+        """
         names = tuple([name for name, _ in self.set])
         return (self.profile, self.tier, self.workspace_mode, self.read, self.write, names, self.passed)
 
@@ -42,8 +46,16 @@ class Request:
 OPTIONS: dict[str, tuple[str, str, str]] = {
     "--profile": ("profile", "FILE", "profile file, or the name of an installed one"),
     "--tier": ("tier", "N", "trust tier 0, 1 or 2; with a profile, a tighter ceiling for it"),
-    "--workspace": ("workspace", "DIR", "directory to work in (default: the current one, where the profile has a workspace)"),
-    "--workspace-mode": ("workspace_mode", "MODE", "direct, overlay or none; of this and the profile's own mode the tighter holds"),
+    "--workspace": (
+        "workspace",
+        "DIR",
+        "directory to work in (default: the current one, where the profile has a workspace)",
+    ),
+    "--workspace-mode": (
+        "workspace_mode",
+        "MODE",
+        "direct, overlay or none; of this and the profile's own mode the tighter holds",
+    ),
     "--chdir": ("directory", "DIR", "directory inside to start in"),
     "--timeout": ("timeout", "SECONDS", "end the run after this time, exit code 124 (s, m, h may follow the number)"),
     "--read": ("read", "PATH", "grant reading PATH, within the tier's ceiling (repeatable)"),

@@ -1,4 +1,6 @@
-"""The part of every sandbox's file system that no profile declares: the host's programs, a little of /etc, fresh /dev, /proc, /tmp."""
+"""The part of every sandbox's file system that no profile declares: the host's programs, a little of /etc, fresh
+/dev, /proc, /tmp.
+"""
 
 from __future__ import annotations
 
@@ -78,7 +80,9 @@ def trees() -> tuple[str, ...]:
 
 
 def skeleton(origin: str, shown: tuple[str, ...], hostname: str, places: tuple[str, ...]) -> mounting.Skeleton:
-    """The folders, links and files that the mounts need: for `shown`, for the scratch `places`, and the generated files."""
+    """The folders, links and files that the mounts need: for `shown`, for the scratch `places`, and the generated
+    files.
+    """
     directories: dict[str, None] = {}
     files: dict[str, bytes] = {
         "etc/passwd": _PASSWD.encode(),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import _signal
 import fcntl
 import posix
 import select
@@ -10,15 +9,22 @@ import termios
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import signal as _signal
+
     from osmoda.sandbox.monitor import Monitor, Watched
+else:
+    import _signal
 
 _CHUNK = 65536
 _SIGSTOP, _SIGCONT, _SIGWINCH = 19, 18, 28
 
 
 class Relay:
-    """Bytes both ways, window size, job control. The caller's terminal is raw while the command runs, so that Ctrl-C and Ctrl-Z are
-    the inner terminal's affair; `close` restores it."""
+    """Bytes both ways, window size, job control.
+
+    The caller's terminal is raw while the command runs, so that Ctrl-C and Ctrl-Z are the inner terminal's affair;
+    `close` restores it.
+    """
 
     def __init__(self, monitor: Monitor, watched: Watched) -> None:
         self._monitor = monitor

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 
 class Setup:
-    """What one launch knows and the plan does not: descriptors, the workspace, ids. Lives in the child until its exec."""
+    """What one launch knows and the plan does not: descriptors, the workspace, ids. Lives in the child until its
+    exec.
+    """
 
     __slots__ = (
         "host_gid",

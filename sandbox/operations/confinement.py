@@ -115,8 +115,8 @@ def _size(value: int) -> str:
 class Landlock(Operation):
     """The file rules once more, as a second layer that knows nothing of mounts (landlock(7)).
 
-    `paths` pairs a path inside with the rights below it. A path that does not exist inside needs no rule. A read or write right on
-    ports is given by `bind` and `connect`; None leaves that side unhandled.
+    `paths` pairs a path inside with the rights below it. A path that does not exist inside needs no rule. A read or
+    write right on ports is given by `bind` and `connect`; None leaves that side unhandled.
     """
 
     handled_fs: int

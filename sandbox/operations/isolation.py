@@ -123,4 +123,4 @@ def write_file(path: bytes, content: bytes) -> None:
         finally:
             posix.close(fd)
     except OSError as error:
-        raise OSError(error.errno, f"write {path.decode()}: {posix.strerror(error.errno)}") from None
+        raise syscalls.explained(error, f"write {path.decode()}") from None

@@ -1,7 +1,7 @@
 """The file system that the sandbox sees, built on file descriptors from an empty root.
 
-Sources are opened without following links and turned into detached mounts; targets are resolved below the new root only, so
-no path is looked up twice and none can be swapped in between.
+Sources are opened without following links and turned into detached mounts; targets are resolved below the new root
+only, so no path is looked up twice and none can be swapped in between.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def _attach(setup: Setup, tree: int, target: bytes) -> None:
     try:
         syscalls.move_mount(tree, place, b"")
     except OSError as error:
-        raise OSError(error.errno, f"mount {target.decode()}: {posix.strerror(error.errno)}") from None
+        raise syscalls.explained(error, f"mount {target.decode()}") from None
     finally:
         posix.close(place)
     posix.close(tree)
@@ -81,7 +81,7 @@ def _make_place(root: int, target: bytes, directory: bool) -> None:
             except OSError as error:
                 # What is there already is used as it is; EROFS means "there" too, or the open below says otherwise.
                 if error.errno not in (17, 30):
-                    raise OSError(error.errno, f"mkdir {target.decode()}: {posix.strerror(error.errno)}") from None
+                    raise syscalls.explained(error, f"mkdir {target.decode()}") from None
             deeper = syscalls.openat2(here, part, posix.O_PATH, _SAFE)
             posix.close(here)
             here = deeper
@@ -266,7 +266,9 @@ class ReadMounts(Grant):
     """A tree with other file systems mounted below it, read-only: an overlay could not show those."""
 
     def describe(self) -> str:
-        return f"read {self.path.decode()} and the file systems mounted below it; sockets lying there can be connected to"
+        return (
+            f"read {self.path.decode()} and the file systems mounted below it; sockets lying there can be connected to"
+        )
 
     def attributes(self) -> int:
         return _NOSUID_NODEV | _RDONLY
@@ -281,9 +283,9 @@ class ReadMounts(Grant):
 class ReadTree(Grant):
     """A tree, read-only, through an overlay whose upper layer holds a whiteout for each denied name.
 
-    Through an overlay a unix socket of the host is another inode and cannot be connected to; and a whiteout hides
-    a name whatever the host does to the file behind it, which a mount over it would not survive (rename(2) over a mount point
-    of another namespace detaches it).
+    Through an overlay a unix socket of the host is another inode and cannot be connected to; and a whiteout hides a
+    name whatever the host does to the file behind it, which a mount over it would not survive (rename(2) over a mount
+    point of another namespace detaches it).
     """
 
     hidden: tuple[bytes, ...]
