@@ -262,14 +262,59 @@ def test_nothing_in_excess_means_nothing_more_is_permitted(two, tried):
         assert not permits(a, access) or permits(b, access), access
 
 
-@settings(max_examples=400, deadline=None)
-@given(profiles, st.lists(accesses, min_size=5, max_size=30), st.data())
-def test_what_is_permitted_beyond_is_reported(b, tried, data):
-    """The same the other way round: pairs that do differ, by one section of another profile."""
-    other = data.draw(profiles)
-    section = data.draw(st.sampled_from(["filesystem", "network", "environment", "tools", "mesh"]))
-    a = replace(b, **{section: getattr(other, section)})
-    if any(permits(a, access) and not permits(b, access) for access in tried):
+# All that can be done in the small world, by the section that decides it.
+EVERYTHING = {
+    "filesystem": [
+        Access(kind, path)
+        for kind in ("read", "write", "workspace read", "workspace write")
+        for path in [*TREES, "/srv/a/b/z", "/usr/lib/y", "/usr/bin/x"]
+    ],
+    "network": [
+        Access("reach", host, port, method, path, secret, body)
+        for host in ["a.b", "x.a.b", "y.x.a.b", "single", "10.1.2.3", "10.9.9.9"]
+        for port in [22, 80, 9]
+        for method, path, secret, body in [
+            ("", "", "", 0),
+            *(
+                (m, p, s, b)
+                for m in ("GET", "POST")
+                for p in ("/v1/a", "/v1/b")
+                for s in ("", "S")
+                for b in (5, 15, 25)
+            ),
+        ]
+    ]
+    + [Access("ask", host, port) for host in NAMES for port in PORTS],
+    "environment": [Access("variable", name) for name in ("LANG", "TZ", "X")],
+    "tools": [Access("tool", name) for name in ("file_read", "file_write", "mem_read", "x_read", "other")],
+    "mesh": [Access(kind, name) for kind in ("send", "receive") for name in ("file_read", "x_read", "other")],
+}
+
+
+def permitted(profile: Profile, section: str) -> set[Access]:
+    return {access for access in EVERYTHING[section] if permits(profile, access)}
+
+
+@st.composite
+def neighbours(draw):
+    """Two profiles that differ in one field of one section, in the network perhaps in one field of one rule."""
+    b = draw(profiles)
+    section = draw(st.sampled_from(sorted(EVERYTHING)))
+    part, other = getattr(b, section), getattr(draw(profiles), section)
+    name = draw(st.sampled_from(sorted(part.__dataclass_fields__)))
+    value = getattr(other, name)
+    if section == "network" and part.allow and draw(st.booleans()):
+        name, rule = "allow", draw(rules)
+        field = draw(st.sampled_from(sorted(rule.__dataclass_fields__)))
+        value = (*part.allow[1:], replace(part.allow[0], **{field: getattr(rule, field)}))
+    return replace(b, **{section: replace(part, **{name: value})}), b, section
+
+
+@settings(max_examples=800, deadline=None)
+@given(neighbours())
+def test_what_is_permitted_beyond_is_reported(found):
+    a, b, section = found
+    if permitted(a, section) - permitted(b, section):
         assert excess(a, b)
 
 
@@ -346,6 +391,18 @@ def files(**fields) -> Profile:
     return replace(BASE, filesystem=replace(BASE.filesystem, **fields))
 
 
+def environment(**fields) -> Profile:
+    return replace(BASE, environment=Environment(**{"passed": (), "set": (), **fields}))
+
+
+def tools(allow: tuple[str, ...], deny: tuple[str, ...] = ()) -> Profile:
+    return replace(BASE, tools=Tools(allow, deny))
+
+
+def limits(**fields) -> Profile:
+    return replace(BASE, process=replace(BASE.process, **fields))
+
+
 @pytest.mark.parametrize(
     ("a", "b", "found"),
     [
@@ -396,6 +453,44 @@ def files(**fields) -> Profile:
             ("network.allow", "a.b:443 with secret S"),
         ),
         (network(ask=True), network(ask=True, deny=(Rule("a.b", (ANY_PORT,)),)), ("network.ask", "asking for a.b:*")),
+        (files(read=("/srv",), deny=("/srv",)), files(), None),
+        (
+            network(allow=(Rule("a.b", max_body=20),)),
+            network(allow=(Rule("a.b", max_body=10),)),
+            ("network.allow", "a.b:443 with bodies of at most 20 bytes"),
+        ),
+        (
+            network(allow=(Rule("a.b", methods=("GET",), max_body=10),)),
+            network(allow=(Rule("a.b", max_body=10),)),
+            None,
+        ),
+        (
+            network(allow=(Rule("a.b", max_body=10),)),
+            network(allow=(Rule("a.b", methods=("GET",), max_body=10),)),
+            ("network.allow", "a.b:443 with bodies of at most 10 bytes"),
+        ),
+        (
+            network(allow=(Rule("a.b", paths=("/v1/*",)),)),
+            network(allow=(Rule("a.b", paths=("/v1/a*",)),)),
+            ("network.allow", "a.b:443 with paths /v1/*"),
+        ),
+        (
+            network(allow=(Rule("a.b", (ANY_PORT,)),)),
+            network(allow=(Rule("a.b", (ANY_PORT,)),), deny=(Rule("a.b", (22,)),)),
+            ("network.allow", "a.b:* with a.b:22 in it"),
+        ),
+        (
+            environment(passed=("A",)),
+            environment(passed=("A",), set=(("A", "1"),)),
+            ("environment.pass", "the caller's A"),
+        ),
+        (environment(passed=("A",), set=(("A", "1"),)), environment(set=(("A", "1"),)), None),
+        (environment(set=(("A", "1"),)), environment(set=(("A", "2"),)), ("environment.set", "A=1")),
+        (tools(("file_*",)), tools(("*",), ("*_write",)), ("tools.allow", "file_* with *_write in it")),
+        (tools(("file_*",), ("*_w*",)), tools(("*",), ("*_write",)), None),
+        (limits(memory=None), limits(memory=5), ("process.memory", "no limit of memory")),
+        (limits(memory=6), limits(memory=5), ("process.memory", "memory of 6 bytes")),
+        (limits(memory=5), limits(memory=None), None),
         (Profile.default(2), BASE, None),
         (BASE, Profile.default(0), None),
     ],
