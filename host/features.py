@@ -21,9 +21,9 @@ _APPARMOR_SWITCH = "/proc/sys/kernel/apparmor_restrict_unprivileged_userns"
 
 @frozen
 class Features:
-    """`kernel` is (major, minor); `landlock` an ABI number, 0 for none; `notify` whether refused calls can be
-    reported.
+    """The layers that can be had here.
 
+    `kernel` is (major, minor); `landlock` an ABI number, 0 for none; `notify` whether refused calls can be reported.
     `privileged`: sandboxes get a host uid of their own and idmapped mounts. `controllers` are those of
     `cgroup_version` (0: none) in which this process may set limits. `user_namespaces` is the limit in force, 0 when
     they are switched off; `apparmor_restricted` tells that AppArmor takes capabilities away in them (Ubuntu 24.04).

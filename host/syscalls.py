@@ -272,9 +272,8 @@ def sethostname(name: bytes) -> None:
 
 
 def keyctl_join_session_keyring() -> None:
-    """Leave the caller's session keyring for a new, empty one (keyctl(2)); a kernel without keyrings has none to
-    leave.
-    """
+    """Leave the caller's session keyring for a new, empty one (keyctl(2))."""
+    # ENOSYS: a kernel without keyrings has none to leave.
     if _syscall(_KEYCTL, KEYCTL_JOIN_SESSION_KEYRING, None, 0, 0, 0, 0) < 0 and get_errno() != 38:
         _fail("keyctl join_session_keyring")
 

@@ -18,10 +18,8 @@ from typing import IO, TYPE_CHECKING
 
 from osmoda.host import features
 from osmoda.host.frozen import values_of
-from osmoda.sandbox import denials as denials_module
-from osmoda.sandbox import place
+from osmoda.sandbox import denials, place
 from osmoda.sandbox.compile import compile_profile
-from osmoda.sandbox.denials import Denial
 from osmoda.sandbox.errors import CommandError, LaunchError, SandboxError
 from osmoda.sandbox.launcher import REQUESTS, LaunchRequest
 from osmoda.sandbox.monitor import Outcome, RawDenial
@@ -32,6 +30,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+    from osmoda.sandbox.denials import Denial
     from osmoda.sandbox.plan import Plan
 
 PIPE = subprocess.PIPE
@@ -64,10 +63,10 @@ class TimedOut(SandboxError):
 class Result:
     """How a command ended.
 
-    `status` is its exit code, 128+n when signal n ended it. Times are seconds of CPU and of wall clock, `peak_memory`
-    is in bytes. `denials` are the distinct refused calls and limits that were hit, each with layer, object and the
-    profile line that would allow it; `refused` counts all refused calls. `stdout` and `stderr` are None unless they
-    were captured.
+    `status` is its exit code, 128+n when signal n ended it, 124 when its time was up. Times are seconds of CPU and of
+    wall clock, `peak_memory` is in bytes. `denials` are the distinct refused calls and limits that were hit, each
+    with layer, object and the profile line that would allow it; `refused` counts all refused calls. `stdout` and
+    `stderr` are None unless they were captured.
     """
 
     status: int
@@ -127,7 +126,10 @@ class _Launcher:
             mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             # The package's own folder is the only addition to the path: the process imports nothing else.
             top = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-            program = f"import sys; sys.path.append({_package_root(top)!r}); from osmoda.sandbox.launcher import serve; serve()"
+            program = (
+                f"import sys; sys.path.append({_package_root(top)!r}); "
+                "from osmoda.sandbox.launcher import serve; serve()"
+            )
             with theirs:
                 self._process = subprocess.Popen(
                     [sys.executable, "-I", "-S", "-c", _shuffle(theirs.fileno()) + program, " " * 64],
@@ -270,8 +272,8 @@ class Process:
         else:
             kind, *values = marshal.loads(data)
             if kind == "ended":
-                *numbers, denials = values
-                self._outcome = Outcome(*[*numbers, tuple(RawDenial(*entry) for entry in denials)])
+                *numbers, raw = values
+                self._outcome = Outcome(*[*numbers, tuple(RawDenial(*entry) for entry in raw)])
             elif kind == "plan":
                 _launcher.forget_plan(self._sandbox._plan_name)
                 self._outcome = LaunchError("the launcher has dropped this plan; run it again")
@@ -288,11 +290,7 @@ class Process:
         if isinstance(outcome, SandboxError):
             raise outcome
         return Result(
-            status=outcome.status
-            if not outcome.timed_out
-            else 128 + outcome.signal
-            if outcome.signal
-            else outcome.status,
+            status=outcome.status,
             signal=outcome.signal,
             timed_out=outcome.timed_out,
             stdout=self._captured.get("stdout"),
@@ -302,7 +300,7 @@ class Process:
             peak_memory=outcome.peak_memory,
             duration=outcome.duration,
             refused=outcome.refused,
-            denials=denials_module.interpret(outcome, self._sandbox.plan),
+            denials=denials.interpret(outcome, self._sandbox.plan),
         )
 
     def close(self) -> None:

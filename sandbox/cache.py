@@ -1,8 +1,8 @@
-"""Compiled plans on disk. An entry is used only if it is this user's own, whole, and still what a compilation would
-give.
+"""Compiled plans on disk.
 
-Layout of an entry: 32 bytes of SHA-256 over the rest, then the marshalled (key, witnesses, plan). It is a regular
-file with mode 0600 and one link, in a directory that only this user can write to.
+An entry is used only if it is this user's own, whole, and still what a compilation would give. Layout of an entry: 32
+bytes of SHA-256 over the rest, then the marshalled (key, witnesses, plan). It is a regular file with mode 0600 and
+one link, in a directory that only this user can write to.
 """
 
 from __future__ import annotations
@@ -148,8 +148,10 @@ def witness(files: Iterable[tuple[str, str]], absent: Iterable[str], same: Itera
 
 
 def _modules() -> list[str]:
-    """The folders of this package's files: another version of the code is another compiler. An installer that
-    replaces a file changes its folder, and an edited module, once imported, the folder of its compiled form.
+    """The folders of this package's files: another version of the code is another compiler.
+
+    An installer that replaces a file changes its folder, and an edited module, once imported, that of its compiled
+    form.
     """
     own = __file__.rpartition("/")[0]
     top = own.rpartition("/")[0]

@@ -185,9 +185,7 @@ class _View:
         return max(trees, key=len) if trees else None
 
     def grants(self) -> list[Operation]:
-        """Reads from the outermost in, then the workspace, then writes, then what covers denied names in written
-        trees.
-        """
+        """Reads from the outermost in, the workspace, writes, then what covers denied names in written trees."""
         operations: list[Operation] = []
         for path, origin in sorted(self.read.items()):
             operations.append(self._read_operation(path, origin))

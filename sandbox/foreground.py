@@ -152,9 +152,7 @@ def _noted(number: int, frame: object) -> None:
 
 
 def _keep(request: Request, identity: str, outcome: Outcome) -> None:
-    """Leave a record of this run for `osmoda-sandbox why`; a state directory that cannot be used only costs that
-    record.
-    """
+    """Leave a record for `osmoda-sandbox why`; a state directory that cannot be used only costs that record."""
     try:
         folder = paths.own_directory("state")
         denials = tuple(

@@ -72,7 +72,7 @@ def enter(
         cgroup.join(groups)
         _take_stdio(command, (control.fileno(), *leases))
         control = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, _CONTROL)
-        for step, operation in enumerate(operations):
+        for operation in operations:
             if type(operation) is confinement.Capabilities:
                 _retitle(title)
                 # Nobody inside may look into this process, which began as a copy of the launcher. The command gets a
@@ -82,6 +82,7 @@ def enter(
             operation.apply(setup)
             if operation.layer == "seccomp":
                 _send(control, b"L", setup.listener, setup.master)
+            step += 1
         step = COMMAND
         if not operations:
             # Tier 0 has no pid namespace: what is orphaned comes to this process, and ends with it.
@@ -108,9 +109,7 @@ def _closed(control: _socket.socket) -> bool:
 
 
 def _take_stdio(command: Command, own: tuple[int, ...]) -> None:
-    """Put the command's streams at 0, 1, 2, the control socket at 3, and what pid 1 holds besides it (leases) from 4
-    on.
-    """
+    """Put the command's streams at 0-2, the control socket at 3, and what pid 1 holds besides (leases) from 4 on."""
     # The sources may lie in each other's way: move them above everything first.
     streams = (command.stdin, command.stdout, command.stderr)
     moved = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _ABOVE) for fd in (*streams, *own)]
@@ -163,12 +162,10 @@ def _spawn(command: Command, slave: bytes) -> int:
     except OSError as error:
         what = command.directory.decode(errors="backslashreplace")
         raise syscalls.explained(error, f"chdir {what}") from None
-    actions: list[tuple[int, ...] | tuple[int, int, bytes, int, int]] = []
     if command.terminals and not slave:
         raise OSError(25, "the terminal was not set up")
-    for fd in command.terminals:
-        # Opened by a session leader without a terminal, the first becomes its controlling one.
-        actions.append((posix.POSIX_SPAWN_OPEN, fd, slave, posix.O_RDWR, 0))
+    # Opened by a session leader without a terminal, the first becomes its controlling one.
+    actions = [(posix.POSIX_SPAWN_OPEN, fd, slave, posix.O_RDWR, 0) for fd in command.terminals]
     program = _find(command.argv[0], environment.get("PATH", ""))
     try:
         return posix.posix_spawn(

@@ -57,9 +57,7 @@ class Janitor:
 
 
 def _wait_for_the_end() -> NoReturn:
-    """The janitor itself: it holds nothing but the pipe, and its signals stay blocked, so that only SIGKILL ends it
-    early.
-    """
+    """The janitor itself: it holds nothing but the pipe, and with its signals blocked only SIGKILL ends it early."""
     try:
         syscalls.close_range(1, 0x7FFFFFFF)
         syscalls.prctl_set_name(b"osmoda-janitor")

@@ -39,8 +39,7 @@ def compile_rules(
     scratch: Iterable[str],
     degrade: Callable[[str, str, str], None],
 ) -> confinement.Landlock | None:
-    """The rule set for the view that the mounts make, with every right that this kernel's ABI knows; None when it has
-    no Landlock.
+    """The rules for the view that the mounts make, with every right this kernel's ABI knows; None without Landlock.
 
     `degrade(layer, reason, origin)` is told what is missing, and raises CompileError when the profile does not allow
     that.

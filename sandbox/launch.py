@@ -30,7 +30,7 @@ _SIGCHLD = 17
 
 
 class Launched:
-    """A cloned child that is setting itself up: what the monitor watches. All descriptors are the monitor's to close."""
+    """A cloned child that is setting itself up. All descriptors are the monitor's to close."""
 
     __slots__ = ("command", "control", "group", "identity", "lease", "pid", "pidfd", "plan")
 

@@ -51,9 +51,7 @@ def workspace(plan: Plan, asked: str) -> bytes:
 
 
 def start_directory(plan: Plan, work: bytes, asked: str) -> bytes:
-    """Where the command starts: what was asked for, else the workspace, else the empty one, else (tier 0) where the
-    caller is.
-    """
+    """Where the command starts: what was asked for, else the workspace, in tier 0 where the caller is."""
     if asked:
         return asked.encode("utf-8", "surrogateescape")
     if plan.tier == 0:

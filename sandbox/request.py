@@ -11,9 +11,9 @@ class UsageError(Exception):
 
 @frozen
 class Request:
-    """One run. `profile` is a path or a name, empty for the defaults of `tier` (-1: as the profile says, 2 without
-    one).
+    """One run.
 
+    `profile` is a path or a name, empty for the defaults of `tier` (-1: as the profile says, 2 without one).
     `workspace` is a directory, `workspace_mode` one of "", "direct", "overlay", "none"; `timeout` is in seconds, 0
     for none.
     """
@@ -35,9 +35,8 @@ class Request:
 
     @property
     def compiled_from(self) -> tuple[object, ...]:
-        """What of it decides the plan. Of the variables only their names: a value may be secret, and plans are kept
-        on disk.
-        """
+        """What of it decides the plan."""
+        # Of the variables only their names: a value may be secret, and plans are kept on disk.
         names = tuple([name for name, _ in self.set])
         return (self.profile, self.tier, self.workspace_mode, self.read, self.write, names, self.passed)
 
@@ -49,7 +48,7 @@ OPTIONS: dict[str, tuple[str, str, str]] = {
     "--workspace": (
         "workspace",
         "DIR",
-        "directory to work in (default: the current one, where the profile has a workspace)",
+        "directory to work in, for a profile with a workspace (default: .)",
     ),
     "--workspace-mode": (
         "workspace_mode",

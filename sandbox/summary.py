@@ -1,6 +1,4 @@
-"""What `run` says at its end, when there is something to say: refused calls, limits that were hit, or the outcome as
-JSON.
-"""
+"""What `run` says at its end, when there is something to say: refusals, limits that were hit, the outcome as JSON."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""The part of every sandbox's file system that no profile declares: the host's programs, a little of /etc, fresh
-/dev, /proc, /tmp.
-"""
+"""What every sandbox shows and no profile declares: the host's programs, a little of /etc, fresh /dev, /proc, /tmp."""
 
 from __future__ import annotations
 
@@ -80,9 +78,7 @@ def trees() -> tuple[str, ...]:
 
 
 def skeleton(origin: str, shown: tuple[str, ...], hostname: str, places: tuple[str, ...]) -> mounting.Skeleton:
-    """The folders, links and files that the mounts need: for `shown`, for the scratch `places`, and the generated
-    files.
-    """
+    """The folders, links and files that the mounts of `shown` and `places` need, and the generated files."""
     directories: dict[str, None] = {}
     files: dict[str, bytes] = {
         "etc/passwd": _PASSWD.encode(),
@@ -118,7 +114,7 @@ def skeleton(origin: str, shown: tuple[str, ...], hostname: str, places: tuple[s
 
 
 def environment() -> dict[str, str]:
-    """The variables that every sandbox starts from (environ(7)); `container` as systemd's Container Interface has it."""
+    """The variables that every sandbox starts from (environ(7)); `container` as systemd's interface has it."""
     return {
         "HOME": HOME,
         "LOGNAME": "agent",

@@ -14,9 +14,7 @@ if TYPE_CHECKING:
 
 
 class Setup:
-    """What one launch knows and the plan does not: descriptors, the workspace, ids. Lives in the child until its
-    exec.
-    """
+    """What one launch knows and the plan does not: descriptors, the workspace, ids. Lives in the child."""
 
     __slots__ = (
         "host_gid",

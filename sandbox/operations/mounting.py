@@ -388,7 +388,7 @@ class Alias(Operation):
         return f"{self.path.decode()} leads to {self.target.decode()}"
 
     def apply(self, setup: Setup) -> None:
-        folder, _, name = self.path.rpartition(b"/")
+        folder = self.path.rpartition(b"/")[0]
         if folder:
             _make_place(setup.root, folder, directory=True)
         posix.symlink(self.target, self.path[1:], dir_fd=setup.root)
