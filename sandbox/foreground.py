@@ -55,9 +55,9 @@ def _run(request: Request, plan: Plan) -> int:
     )
     layer, lock = b"", -1
     if work and plan.workspace == "overlay":
-        from osmoda.sandbox import workspace
+        from osmoda.sandbox import overlay
 
-        layer, lock = workspace.open_layer(work)
+        layer, lock = overlay.for_plan(plan, work)
     try:
         return _watch(request, plan, command, work, layer, lock)
     finally:
