@@ -25,7 +25,9 @@ def profile_of(request: Request, directory: str) -> Profile:
     """
     declared = _declared(request)
     if not declared:
-        return Profile.load(request.profile) if request.profile else Profile.default(max(request.tier, 2))
+        return Profile.load(request.profile) if request.profile else Profile.default(2)
+    if not request.profile and declared.keys() <= {"schema", "tier"}:
+        return Profile.default(request.tier)
     base = request.profile
     if base:
         declared["extends"] = os.path.join(directory, base) if "/" in base or base.endswith(".toml") else base
@@ -61,7 +63,7 @@ def _declared(request: Request) -> dict[str, object]:
         declared["filesystem"] = filesystem
     if environment:
         declared["environment"] = environment
-    if request.tier >= 0 and (declared or request.profile or request.tier != 2):
+    if request.tier >= 0:
         declared["tier"] = request.tier
     return {"schema": 1, **declared} if declared else {}
 

@@ -82,8 +82,12 @@ def _limits(profile: Profile, features: Features, degraded: _Degraded) -> tuple[
             )
     memory = memory if "memory" in features.controllers else 0
     cpu = cpu if "cpu" in features.controllers else 0.0
-    # The rlimit holds in any case; the group counts the refusals too.
-    counted = "pids" in features.controllers and (memory or cpu or profile.tier == 0)
+    # In tiers 1 and 2 the rlimit holds in any case, and the group counts the refusals too. In tier 0 there is only the group.
+    origin = profile.origin("process", "pids")
+    declared = not origin.startswith("tier")
+    counted = "pids" in features.controllers and (declared if profile.tier == 0 else bool(memory or cpu))
+    if profile.tier == 0 and declared and not counted:
+        degraded.allow("pids", "process.pids cannot be enforced: no cgroup is delegated to this user", origin)
     return memory, cpu, profile.process.pids + 1 if counted else 0
 
 

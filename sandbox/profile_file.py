@@ -45,6 +45,16 @@ def load(path_or_name: str) -> Profile:
     return _within_ceiling(declared, chain.description, path, tuple(chain.files.items()))
 
 
+def load_text(text: str, name: str, folder: str) -> Profile:
+    """A profile from text that lies in no file, such as a command's options; relative paths start from `folder`.
+
+    `name` stands in errors and origins where a file's path would. Raises `ProfileError`.
+    """
+    chain = _Chain()
+    declared = chain.declared(toml_source.parse(text, name), folder, (), name)
+    return _within_ceiling(declared, chain.description, name, tuple(chain.files.items()))
+
+
 def search_path() -> tuple[str, ...]:
     """The folders in which a profile is looked for by name, in order."""
     own = os.path.join(paths.directory("config"), "profiles")
@@ -78,8 +88,13 @@ class _Chain:
         content = _content(path)
         self.files[path] = hashlib.sha256(content).hexdigest()
         source = toml_source.parse(_text(content, path), path)
+        self._done[path] = self.declared(source, os.path.dirname(path), extending, path)
+        return self._done[path]
+
+    def declared(self, source: Source, folder: str, extending: tuple[str, ...], path: str) -> Declaration:
+        """What the text of `source` declares together with its bases; it is known as `path` and lies in `folder`."""
         table = validation.validate(source, schema.ProfileFile)
-        reader = Reader(source, (), os.path.dirname(path))
+        reader = Reader(source, (), folder)
         own = reader.read(table)
         validation.raise_all(reader.errors)
         if not extending:
@@ -88,17 +103,16 @@ class _Chain:
         bases = []
         for index, name in enumerate(names):
             at: Path = ("extends",) if isinstance(table.extends, str) else ("extends", index)
-            base = self._base(name, source, at)
+            base = self._base(name, source, at, folder)
             if base in (*extending, path):
                 circle = (*extending, path)[(*extending, path).index(base) :]
                 raise source.error(at, f"extends leads in a circle: {' extends '.join((*circle, base))}")
             bases.append(self.read(base, (*extending, path)))
-        self._done[path] = extend(own, bases)
-        return self._done[path]
+        return extend(own, bases)
 
-    def _base(self, name: str, source: Source, at: Path) -> str:
+    def _base(self, name: str, source: Source, at: Path, folder: str) -> str:
         if "/" in name or name.endswith(".toml"):
-            path = os.path.abspath(os.path.join(os.path.dirname(source.file), name))
+            path = os.path.abspath(os.path.join(folder, name))
             if os.path.lexists(path):
                 return path
             raise source.error(at, f"extends {validation.written(name)}, but there is no {path}")

@@ -18,7 +18,7 @@ WRITABLE = _NOSUID_NODEV = syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODE
 _RDONLY = syscalls.MOUNT_ATTR_RDONLY
 _CLONE_TREE = syscalls.AT_EMPTY_PATH | syscalls.OPEN_TREE_CLONE | syscalls.AT_RECURSIVE
 _IFMT, _IFDIR, _IFREG = 0o170000, 0o040000, 0o100000
-_MASK = b".denied"
+MASK = b".denied"  # the file that covers denied ones: nobody may read it
 _STAGE = b".stage"
 
 
@@ -128,7 +128,7 @@ class Skeleton(Operation):
             posix.symlink(target, path, dir_fd=root)
         flags = posix.O_CREAT | posix.O_EXCL | posix.O_WRONLY | posix.O_CLOEXEC
         for path, content in self.files:
-            fd = posix.open(path, flags, 0o444, dir_fd=root)
+            fd = posix.open(path, flags, 0 if path == MASK else 0o444, dir_fd=root)
             if content:
                 posix.write(fd, content)
             posix.close(fd)
@@ -481,7 +481,7 @@ class Mask(Operation):
         if posix.fstat(place).st_mode & _IFMT == _IFDIR:
             cover = syscalls.fsmount(b"tmpfs", ((b"mode", b"0"), (b"size", b"4k"), (b"nr_inodes", b"1")), attributes)
         else:
-            cover = syscalls.open_tree(setup.root, _MASK, syscalls.OPEN_TREE_CLONE)
+            cover = syscalls.open_tree(setup.root, MASK, syscalls.OPEN_TREE_CLONE)
             syscalls.mount_setattr(cover, attributes)
         syscalls.move_mount(cover, place, b"")
         posix.close(cover)
