@@ -203,8 +203,21 @@ class _View:
             operations.append(mounting.OverlayWorkspace(origin, tuple(mask.path for mask in masks if not mask.always)))
         operations.extend(mounting.WriteTree(origin, path.encode()) for path, origin in sorted(self.write.items()))
         operations.extend(masks)
+        operations.extend(self._pinned())
         operations.extend(mounting.Alias(origin, path.encode(), real.encode()) for origin, path, real in self.aliases)
         return operations
+
+    def _pinned(self) -> list[Operation]:
+        """The profile and what it extends, where they lie in a tree that is written, or may lie in the workspace."""
+        pinned: list[Operation] = []
+        for name, _ in self.profile.files:
+            path = os.path.realpath(name)
+            if not os.path.isabs(name) or any(granted_paths.within(path, denied) for denied in self.denied):
+                continue
+            tree = next((tree for tree in self.write if granted_paths.within(path, tree)), "")
+            if tree or self.profile.filesystem.workspace != "none":
+                pinned.append(mounting.PinnedProfile(f"tier {self.profile.tier}", path.encode(), tree.encode()))
+        return pinned
 
     def _read_operation(self, path: str, origin: str) -> Operation:
         name = path.encode()
@@ -220,10 +233,7 @@ class _View:
         masks = []
         for path, origin in self.denied.items():
             shown = self._shown_by(path)
-            if shown is None:
-                if self.profile.filesystem.workspace != "none":
-                    masks.append(mounting.Mask(origin, path.encode(), False))
-            elif shown in self.write or self._holds_mounts(shown):
+            if shown is not None and (shown in self.write or self._holds_mounts(shown)):
                 if not os.path.lexists(path):
                     raise CompileError(
                         f"{path} does not exist and so cannot be denied in {shown}, which is "
@@ -232,6 +242,9 @@ class _View:
                         origin,
                     )
                 masks.append(mounting.Mask(origin, path.encode(), True))
+            elif self.profile.filesystem.workspace != "none":
+                # Also where a granted tree hides it: the workspace may lie in that tree, and is mounted over it.
+                masks.append(mounting.Mask(origin, path.encode(), False))
         return masks
 
     def _holds_mounts(self, tree: str) -> bool:

@@ -489,6 +489,39 @@ class Mask(Operation):
 
 
 @frozen
+class PinnedProfile(Operation):
+    """The profile itself, where it lies in a tree that is written: what an agent may do is not the agent's to change.
+
+    `tree` is the written tree, empty for the workspace. The folders on the way are mounted onto themselves, since the
+    parent of a mount point could be renamed away from it, but a mount point cannot.
+    """
+
+    path: bytes
+    tree: bytes
+
+    layer = "mounts"
+
+    def describe(self) -> str:
+        return f"{self.path.decode()}, which this plan was made from, cannot be written, replaced or moved"
+
+    def apply(self, setup: Setup) -> None:
+        tree = self.tree or setup.workspace
+        if not self.path.startswith(tree + b"/"):
+            return
+        parts = self.path[len(tree) + 1 :].split(b"/")
+        for index in range(1, len(parts) + 1):
+            place = syscalls.openat2(
+                setup.root, b"/".join((tree, *parts[:index]))[1:], posix.O_PATH, _SAFE | syscalls.RESOLVE_BENEATH
+            )
+            copy = syscalls.open_tree(place, b"", _CLONE_TREE)
+            if index == len(parts):
+                syscalls.mount_setattr(copy, _NOSUID_NODEV | _RDONLY)
+            syscalls.move_mount(copy, place, b"")
+            posix.close(copy)
+            posix.close(place)
+
+
+@frozen
 class Seal(Operation):
     """Leave the host's tree for good, and make the root and /proc read-only (pivot_root(2))."""
 
