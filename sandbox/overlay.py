@@ -53,11 +53,21 @@ class Record:
 
 
 def for_plan(plan: Plan, work: bytes) -> tuple[bytes, int]:
-    """The layer of a run of `plan` in the workspace `work` and its lock; (b"", -1) where it needs none."""
+    """The layer of a run of `plan` in the workspace `work` and its lock; (b"", -1) where it needs none.
+
+    Raises LaunchError as `open_layer`, and for a workspace in a tree that is granted for writing: that would be mounted
+    over the layer.
+    """
+    layered = [operation for operation in plan.operations if isinstance(operation, mounting.OverlayWorkspace)]
+    if not work or not layered:
+        return b"", -1
     for operation in plan.operations:
-        if work and isinstance(operation, mounting.OverlayWorkspace):
-            return open_layer(work, operation.masked)
-    return b"", -1
+        if isinstance(operation, mounting.WriteTree) and (work + b"/").startswith(operation.path + b"/"):
+            raise LaunchError(
+                f"the workspace {_text(work)} cannot be an overlay: it lies in {_text(operation.path)}, "
+                f"which {operation.origin} grants writing directly"
+            )
+    return open_layer(work, layered[0].masked)
 
 
 def open_layer(work: bytes, denied: tuple[bytes, ...] = ()) -> tuple[bytes, int]:
