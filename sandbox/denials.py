@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from osmoda.sandbox import advice, bpf, call_words, syscall_numbers, tiers
+from osmoda.sandbox import advice, bpf, call_words, seccomp, syscall_numbers, tiers
 from osmoda.sandbox.operations import confinement
 
 if TYPE_CHECKING:
@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from osmoda.sandbox.monitor import Outcome, RawDenial
     from osmoda.sandbox.plan import Plan
     from osmoda.sandbox.profile import Profile
+
+CHECKED = seccomp.CHECKED
+"""Calls that get through with some arguments and not with others."""
 
 _ARCHITECTURES = {number: name for name, number in syscall_numbers.AUDIT_ARCH.items()}
 
@@ -68,10 +71,10 @@ def interpret(outcome: Outcome, plan: Plan, profile: Profile | None = None, *, s
 
 
 def _calls(outcome: Outcome, plan: Plan, profile: Profile | None) -> list[Denial]:
-    seccomp = next((op for op in plan.operations if isinstance(op, confinement.Seccomp)), None)
-    if seccomp is None:
+    operation = next((op for op in plan.operations if isinstance(op, confinement.Seccomp)), None)
+    if operation is None or not outcome.denials:
         return []
-    decided = Filter(seccomp, plan.tier, profile)
+    decided = Filter(operation, plan.tier, profile)
     merged: dict[tuple[str, str, str], Denial] = {}
     for raw in outcome.denials:
         denial = decided.denial(raw)
@@ -107,6 +110,15 @@ class Filter:
         self._origin = operation.origin
         self._tier = tier
         self._profile = profile
+
+    @property
+    def machine(self) -> str:
+        """The architecture that the program was built for: the only one whose `getpid` it lets through."""
+        for machine, numbers in syscall_numbers.KNOWN.items():
+            architecture = syscall_numbers.AUDIT_ARCH[machine]
+            if bpf.run(self._instructions, nr=numbers["getpid"], arch=architecture) == bpf.ALLOW:
+                return machine
+        raise ValueError("the filter is for none of the known architectures")
 
     def answer(self, name: str, machine: str, arguments: tuple[int, ...] = ()) -> int:
         """What the filter returns for a call (see `bpf.describe`). KeyError: `machine` has no such call."""
