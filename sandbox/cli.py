@@ -1,0 +1,317 @@
+"""Every verb of `osmoda-sandbox` but a real `run`, which `entry` sends straight to the launch."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from osmoda.host import features
+from osmoda.host.paths import UntrustedDirectory
+from osmoda.sandbox import command_line, compilation, place, plans, report, request
+from osmoda.sandbox.errors import SandboxError
+from osmoda.sandbox.request import Request, UsageError
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable
+
+    from osmoda.sandbox.plan import Plan
+    from osmoda.sandbox.profile import Profile
+
+FAILED = 125
+
+
+def main(arguments: list[str]) -> int:
+    """Carry out one verb; its exit code. What goes wrong is one sentence on the standard error."""
+    try:
+        return _main(arguments)
+    except (UsageError, UntrustedDirectory) as error:
+        return _say(str(error))
+    except SandboxError as error:
+        for one in (error, *getattr(error, "others", ())):
+            _say(str(one))
+        return error.exit_code
+    except BrokenPipeError:
+        # The reader has seen enough; nothing may be flushed into the closed pipe at the interpreter's end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), 1)
+        return 141
+    except OSError as error:
+        return _say(f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error))
+    except KeyboardInterrupt:
+        return 130
+
+
+def _main(arguments: list[str]) -> int:
+    if arguments[:1] == ["run"]:
+        return _run(arguments[1:])
+    verb = next((word for word in arguments if not word.startswith("-")), None)
+    if arguments and arguments[0] == verb and verb not in _VERBS:
+        near = difflib.get_close_matches(verb, [*_VERBS, "run"], 1)
+        hint = f"did you mean {near[0]}? see" if near else "see"
+        raise UsageError(f"there is no verb {verb}; {hint} osmoda-sandbox --help")
+    parser = command_line.parser()
+    options = parser.parse_args(arguments)
+    if options.verb is None:
+        raise UsageError("which verb? for instance: osmoda-sandbox run -- python3 -V; see osmoda-sandbox --help")
+    code = _VERBS[options.verb](options)
+    sys.stdout.flush()
+    return code
+
+
+def _say(text: str) -> int:
+    print(f"osmoda-sandbox: {report.clean(text)}", file=sys.stderr)
+    return FAILED
+
+
+def _run(arguments: list[str]) -> int:
+    asked = request.parse(arguments)
+    if asked is None:
+        command_line.parser("run").print_help()
+        return 0
+    from osmoda.sandbox import dry_run
+
+    found = dry_run.rehearse(asked)
+    if asked.json:
+        report.print_json(found)
+    else:
+        dry_run.show(found, report.console())
+    return 0
+
+
+# What a profile means
+
+
+def _request(options: argparse.Namespace) -> Request:
+    """The run that a verb asks about: its profile and the options that `run` has too."""
+    if options.file and options.profile:
+        raise UsageError("the profile is given twice")
+    return Request(
+        argv=(),
+        profile=options.file or options.profile or "",
+        tier=-1 if options.tier is None else options.tier,
+        workspace=options.workspace or "",
+        workspace_mode=options.workspace_mode or "",
+        read=tuple(getattr(options, "grant_read", None) or ()),
+        write=tuple(getattr(options, "grant_write", None) or ()),
+        passed=tuple(getattr(options, "passed", None) or ()),
+        set=tuple(_variable(text) for text in getattr(options, "set", None) or ()),
+    )
+
+
+def _variable(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise UsageError(f"--env {text}: want NAME=VALUE")
+    return name, value
+
+
+def _compiled(asked: Request, directory: str = "") -> tuple[Profile, Plan]:
+    """The profile and the plan that a run would use, its cached one included."""
+    directory = directory or os.getcwd()
+    return compilation.profile_of(asked, directory), plans.for_request(asked, directory)[0]
+
+
+def _explain(options: argparse.Namespace) -> int:
+    from osmoda.sandbox import explain
+
+    found = explain.explain(*_compiled(_request(options)), features.probe())
+    if options.json:
+        report.print_json(found.as_dict())
+    else:
+        explain.show(found, report.console())
+    return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    from osmoda.sandbox import checking
+
+    host = features.probe()
+    found = [checking.check(name, host) for name in options.files]
+    if options.json:
+        report.print_json(found)
+    else:
+        for one in found:
+            if one["ok"]:
+                print(f"{report.clean(one['profile'])}: OK")
+            for error in one["errors"]:
+                print(report.clean(error["sentence"]))
+    return 0 if all(one["ok"] for one in found) else 1
+
+
+def _diff(options: argparse.Namespace) -> int:
+    from osmoda.sandbox import checking
+
+    found = checking.diff(options.first, options.second)
+    if options.json:
+        report.print_json(found)
+    elif not found:
+        print(f"{report.clean(options.first)} grants nothing beyond {report.clean(options.second)}")
+    else:
+        rows = [(f"{one['kind']}: {one['what']}; there: {one['allowed']}", one["origin"]) for one in found]
+        console = report.console()
+        console.print(report.heading(report.clean(f"{options.first} grants beyond {options.second}")))
+        console.print(report.lines(rows))
+    return 1 if found else 0
+
+
+def _why(options: argparse.Namespace) -> int:
+    from osmoda.sandbox import why
+
+    if options.path is None and options.syscall is None:
+        if options.file or options.profile or options.tier is not None:
+            raise UsageError("ask about something: osmoda-sandbox why PROFILE --path PATH, or --syscall NAME")
+        return _why_last_run(options)
+    asked, directory, note = _request(options), "", ""
+    if not asked.profile and asked.tier < 0:
+        run = why.last_run()
+        if run is not None:
+            asked, directory = _like_last_run(asked, run.request), run.directory
+            note = f"for the last run, {' '.join(run.request.argv)}"
+    profile, plan = _compiled(asked, directory)
+    if options.syscall is not None:
+        call = why.ask_call(plan, profile, options.syscall)
+        allowed, record, sentence = call.allowed, call.as_dict(), call.sentence()
+    else:
+        here = (asked.workspace or directory) if plan.workspace != "none" else asked.workspace
+        answer = why.ask_path(plan, profile, place.workspace(plan, here), options.path, options.mode or "read")
+        allowed, record, sentence = answer.allowed, answer.as_dict(), answer.sentence()
+    if options.json:
+        report.print_json(record | {"profile": plan.name, "tier": plan.tier})
+    else:
+        if note:
+            print(report.clean(note), file=sys.stderr)
+        print(report.clean(sentence))
+    return 0 if allowed else 1
+
+
+def _like_last_run(asked: Request, last: Request) -> Request:
+    return Request(
+        argv=last.argv,
+        profile=last.profile,
+        tier=last.tier,
+        workspace=asked.workspace,
+        workspace_mode=asked.workspace_mode or last.workspace_mode,
+        read=last.read,
+        write=last.write,
+        passed=last.passed,
+    )
+
+
+def _why_last_run(options: argparse.Namespace) -> int:
+    from osmoda.sandbox import why
+
+    run = why.last_run()
+    if run is None:
+        raise SandboxError("there is no last run to tell of; an example: osmoda-sandbox run -- ls -l")
+    profile, plan = _compiled(run.request, run.directory)
+    found = why.denials_of(run, plan, profile)
+    changed = why.changed_since(run, profile)
+    if options.json:
+        report.print_json(
+            {
+                "sandbox": run.identity,
+                "argv": list(run.request.argv),
+                "profile": plan.name,
+                "tier": plan.tier,
+                "status": run.status,
+                "refused": run.refused,
+                "changed_since": list(changed),
+                "denials": [denial.as_dict() for denial in found],
+            }
+        )
+    else:
+        why.show_run(run, found, changed, report.console())
+    return 0
+
+
+# This host and what runs on it
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from osmoda.sandbox import doctor
+
+    found = doctor.examine()
+    if options.json:
+        report.print_json([one.as_dict() for one in found])
+    else:
+        doctor.show(found, report.console())
+    return 0 if doctor.healthy(found) else 1
+
+
+def _ps(options: argparse.Namespace) -> int:
+    from osmoda.sandbox import processes
+
+    found = processes.running()
+    if options.json:
+        report.print_json([one.as_dict() for one in found])
+    elif found:
+        names = ("id", "tier", "profile", "pid", "uid", "age", "memory", "procs", "command")
+        report.console().print(report.columns(names, (processes.row(one) for one in found)))
+    else:
+        print("no sandbox is running", file=sys.stderr)
+    return 0
+
+
+def _kill(options: argparse.Namespace) -> int:
+    from osmoda.sandbox import processes
+
+    if bool(options.ids) == options.all:
+        raise UsageError("name the sandboxes to end, or --all; osmoda-sandbox ps lists them")
+    number = None if options.signal is None else processes.signal_number(options.signal)
+    found = {one.identity: one for one in processes.running()}
+    wanted = list(found) if options.all else options.ids
+    missing = [identity for identity in wanted if identity not in found]
+    if missing:
+        raise SandboxError(f"no sandbox {missing[0]} is running; osmoda-sandbox ps lists them")
+    for identity in wanted:
+        processes.end(found[identity], number)
+    if options.json:
+        report.print_json(wanted)
+    return 0
+
+
+# The workspace
+
+
+def _changes(options: argparse.Namespace) -> int:
+    from osmoda.sandbox import pending
+
+    return pending.tell(options.workspace, as_json=options.json)
+
+
+def _commit(options: argparse.Namespace) -> int:
+    from osmoda.sandbox import pending
+
+    if options.dry_run:
+        return pending.tell(options.workspace, options.paths, as_json=options.json)
+    return pending.commit(options.workspace, options.paths, force=options.force, as_json=options.json)
+
+
+def _discard(options: argparse.Namespace) -> int:
+    from osmoda.sandbox import pending
+
+    return pending.discard(options.workspace, options.paths, as_json=options.json)
+
+
+def _completion(options: argparse.Namespace) -> int:
+    import shtab
+
+    print(shtab.complete(command_line.parser(), shell=options.shell))
+    return 0
+
+
+_VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "explain": _explain,
+    "check": _check,
+    "diff": _diff,
+    "why": _why,
+    "doctor": _doctor,
+    "ps": _ps,
+    "kill": _kill,
+    "changes": _changes,
+    "commit": _commit,
+    "discard": _discard,
+    "completion": _completion,
+}

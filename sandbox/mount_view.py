@@ -1,0 +1,196 @@
+"""What the mount operations of a plan make visible: the steps of the launch, on names instead of descriptors."""
+
+from __future__ import annotations
+
+import posixpath
+from typing import TYPE_CHECKING, Protocol
+
+from osmoda.sandbox.granted_paths import within
+from osmoda.sandbox.operations import mounting
+
+if TYPE_CHECKING:
+    from osmoda.sandbox.operations import Operation
+    from osmoda.sandbox.plan import Plan
+
+_MOST_LINKS = 40  # as the kernel: path_resolution(7)
+
+
+class Host(Protocol):
+    """What a view asks about the host's files; see `host_files.HostFiles`, and `Unknown`, which knows nothing."""
+
+    def readlink(self, path: str) -> str | None:
+        """What the symbolic link `path` holds; None where it is no link."""
+        ...
+
+    def kind(self, path: str) -> str | None:
+        """A "file", "directory" or "other"; "absent" where there is nothing, None where that is not known."""
+        ...
+
+    def permits(self, path: str, mode: str, mount: Mount) -> bool | None:
+        """Whether the file modes of the host give the sandbox's user `mode`; None where that is not known."""
+        ...
+
+
+class Unknown:
+    """A host of which nothing is known: answers hold for plain files that the host's own modes give to everybody."""
+
+    def readlink(self, path: str) -> str | None:
+        """No links."""
+        del path
+        return None
+
+    def kind(self, path: str) -> str | None:
+        """Not known."""
+        del path
+        return None
+
+    def permits(self, path: str, mode: str, mount: Mount) -> bool | None:
+        """Not known."""
+        del path, mode, mount
+        return None
+
+
+class Mount:
+    """One mount of the view.
+
+    `operation` made it; `covered` holds what is mounted on places in it; `base` is the mount whose files it shows once
+    more, itself for all others.
+    """
+
+    def __init__(
+        self, target: str, operation: Operation, *, read_only: bool, noexec: bool = False, base: Mount | None = None
+    ) -> None:
+        self.target = target
+        self.operation = operation
+        self.base = base or self
+        self.read_only = read_only
+        self.noexec = noexec
+        self.covered: dict[str, Mount] = {}
+
+    @property
+    def shows_host(self) -> bool:
+        """Whether what lies in it are files of the host, at their own names."""
+        kinds = (mounting.SystemTree, mounting.Grant, mounting.DirectWorkspace, mounting.OverlayWorkspace)
+        return isinstance(self.base.operation, kinds)
+
+    def hides(self, path: str) -> str | None:
+        """The denied name at or above `path` that a whiteout takes out of this mount, if one does."""
+        operation = self.operation
+        if not isinstance(operation, (mounting.SystemTreeWithout, mounting.ReadTree)):
+            return None
+        for name in operation.hidden:
+            denied = posixpath.join(self.target, _text(name))
+            if within(path, denied):
+                return denied
+        return None
+
+
+class View:
+    """The file system inside. `present` holds what the root itself has, `links` its symbolic links."""
+
+    def __init__(self, plan: Plan, workspace: bytes) -> None:
+        self.workspace = _text(workspace)
+        self.present: set[str] = {"/"}
+        self.links: dict[str, str] = {}
+        self.root: Mount | None = None
+        for operation in plan.operations:
+            if operation.layer in ("mounts", "workspace"):
+                self._add(operation)
+
+    def _add(self, operation: Operation) -> None:
+        match operation:
+            case mounting.Root():
+                self.root = Mount("/", operation, read_only=False)
+            case mounting.Skeleton():
+                self.present.update(f"/{_text(name)}" for name in operation.directories)
+                self.present.update(f"/{_text(name)}" for name, _ in operation.files)
+                self.links.update((f"/{_text(name)}", _text(target)) for name, target in operation.links)
+            case mounting.SystemTree():
+                self._attach(_text(operation.path), operation, read_only=True)
+            case mounting.Scratch():
+                self._attach(_text(operation.path), operation, read_only=False)
+            case mounting.Proc():
+                # Mounted read-write, and read-only from `Seal` on, before anything of the profile runs.
+                self._attach("/proc", operation, read_only=True, noexec=True)
+            case mounting.Devices():
+                for name in (*operation.names, b"pts"):
+                    self._attach(f"/dev/{_text(name)}", operation, read_only=False, noexec=True)
+            case mounting.WriteTree():
+                self._attach(_text(operation.path), operation, read_only=False)
+            case mounting.Grant():
+                self._attach(_text(operation.path), operation, read_only=True)
+            case mounting.DirectWorkspace() | mounting.OverlayWorkspace():
+                self._attach(self.workspace, operation, read_only=False)
+            case mounting.Mask():
+                path = _text(operation.path)
+                if operation.always or path.startswith(self.workspace + "/"):
+                    self._attach(path, operation, read_only=True, noexec=True)
+            case mounting.PinnedProfile():
+                path = _text(operation.path)
+                if path.startswith((_text(operation.tree) or self.workspace) + "/"):
+                    self._attach(path, operation, read_only=True, base=self.mount_of(path).base)
+            case mounting.Alias():
+                self._make_place(posixpath.dirname(_text(operation.path)))
+                self.links[_text(operation.path)] = _text(operation.target)
+            case mounting.Seal():
+                assert self.root is not None
+                self.root.read_only = True
+            case _:
+                raise TypeError(f"no view of {type(operation).__name__}")
+
+    def _attach(
+        self, target: str, operation: Operation, *, read_only: bool, noexec: bool = False, base: Mount | None = None
+    ) -> None:
+        self._make_place(target)
+        below = self.mount_of(target)
+        below.covered[target] = Mount(target, operation, read_only=read_only, noexec=noexec, base=base)
+
+    def _make_place(self, path: str) -> None:
+        """Folders on the way that the root does not have yet; those in other mounts are there, or the launch fails."""
+        while path != "/" and self.mount_of(path) is self.root:
+            self.present.add(path)
+            path = posixpath.dirname(path)
+
+    def mount_of(self, path: str) -> Mount:
+        """The mount that a look-up of the normalised `path`, without links in it, ends in."""
+        mount = self.root
+        assert mount is not None
+        prefix = ""
+        for part in ("", *path.strip("/").split("/")):
+            prefix = posixpath.join(prefix or "/", part)
+            while prefix in mount.covered:
+                mount = mount.covered[prefix]
+        return mount
+
+    def resolve(self, path: str, host: Host) -> str:
+        """`path` without symbolic links, as a look-up inside goes; a circle of links is left as it is."""
+        pending = [part for part in path.split("/") if part not in ("", ".")][::-1]
+        here = "/"
+        links = 0
+        while pending:
+            part = pending.pop()
+            if part == "..":
+                here = posixpath.dirname(here)
+                continue
+            candidate = posixpath.join(here, part)
+            target = self._link(candidate, host)
+            if target is None or links == _MOST_LINKS:
+                here = candidate
+                continue
+            links += 1
+            if target.startswith("/"):
+                here = "/"
+            pending.extend(part for part in reversed(target.split("/")) if part not in ("", "."))
+        return here
+
+    def _link(self, path: str, host: Host) -> str | None:
+        mount = self.mount_of(path)
+        if mount is self.root:
+            return self.links.get(path)
+        if mount.shows_host and path != mount.target and mount.hides(path) is None:
+            return host.readlink(path)
+        return None
+
+
+def _text(path: bytes) -> str:
+    return path.decode("utf-8", "surrogateescape")

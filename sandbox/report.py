@@ -1,0 +1,87 @@
+"""What the verbs print: text on 80 to 100 columns, colour on terminals only, or JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_NARROWEST, _WIDEST = 60, 100
+
+STYLES = {
+    "active": "green",
+    "degraded": "yellow",
+    "unavailable": "red",
+    "not declared": "dim",
+    "allowed": "green",
+    "refused": "red",
+}
+
+
+def console() -> Console:
+    """The standard output; what cannot be encoded there is escaped."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    found = Console(markup=False, emoji=False, highlight=False, soft_wrap=False)
+    width = found.width if found.is_terminal or "COLUMNS" in os.environ else _WIDEST
+    found.width = max(min(width, _WIDEST), _NARROWEST)
+    return found
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on the standard output, in ASCII."""
+    print(json.dumps(value, indent=2))
+
+
+def clean(text: str) -> str:
+    """`text` without characters that a terminal would act on."""
+    return "".join([char if char.isprintable() else repr(char)[1:-1] for char in text])
+
+
+def short(origin: str) -> str:
+    """An origin's file as a person at this place would name it: relative to the current directory, or to the home."""
+    here, home = os.getcwd(), os.path.expanduser("~")
+    if here != "/" and origin.startswith(here + "/"):
+        return origin[len(here) + 1 :]
+    if home != "/" and origin.startswith(home + "/"):
+        return "~" + origin[len(home) :]
+    return origin
+
+
+def lines(rows: Iterable[tuple[str, str]], *, indent: int = 2) -> Table:
+    """A text and where it comes from, in two columns."""
+    table = Table.grid(padding=(0, 2), expand=True)
+    table.add_column(width=max(indent - 2, 0))
+    table.add_column(ratio=1, overflow="fold")
+    table.add_column(justify="right", overflow="fold", style="dim", max_width=40)
+    for text, origin in rows:
+        table.add_row("", Text(clean(text)), Text(clean(short(origin))))
+    return table
+
+
+def heading(title: str, status: str = "", note: str = "") -> Text:
+    """A title with a status in its colour."""
+    text = Text(title, style="bold")
+    if status:
+        text.append(f"  {status}", style=STYLES.get(status, ""))
+    if note:
+        text.append(f"  {clean(note)}", style="dim")
+    return text
+
+
+def columns(names: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Table:
+    """A table with headings and no lines."""
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for name in names:
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(clean(cell)) for cell in row))
+    return table
