@@ -369,9 +369,9 @@ class Sandbox:
             raise LaunchError("there is no command to run")
         layer, lock = b"", -1
         if self.workspace and self.plan.workspace == "overlay":
-            from osmoda.sandbox import workspace
+            from osmoda.sandbox import overlay
 
-            layer, lock = workspace.open_layer(self.workspace)
+            layer, lock = overlay.for_plan(self.plan, self.workspace)
         given: list[int] = []
         pipes: dict[str, IO[bytes]] = {}
         copying: list[threading.Thread] = []
