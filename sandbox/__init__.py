@@ -11,27 +11,29 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from osmoda.sandbox.api import DEVNULL, PIPE, STDOUT, CommandFailed, Process, Result, Sandbox, TimedOut, close
+    from osmoda.sandbox.api import Sandbox, close
     from osmoda.sandbox.denials import Denial
     from osmoda.sandbox.errors import CommandError, CompileError, LaunchError, ProfileError, SandboxError
+    from osmoda.sandbox.process import CommandFailed, Process, Result, TimedOut
     from osmoda.sandbox.profile import Profile
+    from osmoda.sandbox.streams import DEVNULL, PIPE, STDOUT
 
 _HOME = {
-    "DEVNULL": "api",
-    "PIPE": "api",
-    "STDOUT": "api",
+    "DEVNULL": "streams",
+    "PIPE": "streams",
+    "STDOUT": "streams",
     "CommandError": "errors",
-    "CommandFailed": "api",
+    "CommandFailed": "process",
     "CompileError": "errors",
     "Denial": "denials",
     "LaunchError": "errors",
-    "Process": "api",
+    "Process": "process",
     "Profile": "profile",
     "ProfileError": "errors",
-    "Result": "api",
+    "Result": "process",
     "Sandbox": "api",
     "SandboxError": "errors",
-    "TimedOut": "api",
+    "TimedOut": "process",
     "close": "api",
 }
 

@@ -20,7 +20,7 @@ from osmoda.host import syscalls
 from osmoda.sandbox import overlay, place
 from osmoda.sandbox.errors import SandboxError
 from osmoda.sandbox.overlay import open_layer
-from osmoda.sandbox.overlay_changes import Change, Trees, is_opaque, join, open_directory
+from osmoda.sandbox.overlay_changes import Change, Closed, Trees, is_opaque, join, open_directory
 from osmoda.sandbox.overlay_commit import Writer
 
 if TYPE_CHECKING:
@@ -34,11 +34,15 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 def changes(workspace: str) -> tuple[Change, ...]:
     """What a commit would change in `workspace`, parents before what they hold; empty when nothing is pending.
 
-    May be called while a sandbox is running there. Raises SandboxError.
+    May be called while a sandbox is running there, unless that has closed a folder to its owner. Raises SandboxError.
     """
     work = os.fsencode(place.canonical(workspace))
-    with _trees(work) as trees:
-        return () if trees is None else tuple(trees.find())
+    try:
+        with _trees(work, locked=False) as trees:
+            return () if trees is None else tuple(trees.find())
+    except Closed:
+        with _locked(work), _trees(work, locked=True) as trees:
+            return () if trees is None else tuple(trees.find())
 
 
 def commit(workspace: str, paths: Sequence[str] = (), *, force: bool = False) -> tuple[Change, ...]:
@@ -50,7 +54,7 @@ def commit(workspace: str, paths: Sequence[str] = (), *, force: bool = False) ->
     everything still pending.
     """
     work = os.fsencode(place.canonical(workspace))
-    with _locked(work), _trees(work) as trees:
+    with _locked(work), _trees(work, locked=True) as trees:
         if trees is None:
             _require(not paths, f"{workspace} has no pending changes")
             return ()
@@ -78,7 +82,7 @@ def discard(workspace: str, paths: Sequence[str] = ()) -> None:
         if not paths:
             _remove_layer(work)
             return
-        with _trees(work) as trees:
+        with _trees(work, locked=True) as trees:
             assert trees is not None
             every = trees.find()
             for path in _relative(work, paths):
@@ -120,7 +124,7 @@ def _locked(work: bytes) -> Iterator[bool]:
 
 
 @contextlib.contextmanager
-def _trees(work: bytes) -> Iterator[Trees | None]:
+def _trees(work: bytes, *, locked: bool) -> Iterator[Trees | None]:
     """The workspace and its layer, opened; None when there is no layer."""
     path = overlay.layer_path(work)
     record = overlay.read_record(path)
@@ -141,7 +145,11 @@ def _trees(work: bytes) -> Iterator[Trees | None]:
             os.fstat(lower).st_ino == record.inode,
             f"{os.fsdecode(work)} is not the directory that its pending changes were made in; discard them",
         )
-        yield Trees(lower, upper, path + b"/upper", record)
+        trees = Trees(lower, upper, path + b"/upper", record, locked)
+        try:
+            yield trees
+        finally:
+            trees.close_again()
 
 
 def _require(condition: bool, sentence: str) -> None:
@@ -283,7 +291,7 @@ def remove_tree(parent: int, name: str) -> None:
                             os.unlink(child, dir_fd=inner)
                             continue
                         # A folder that moves has its ".." written.
-                        os.chmod(child, 0o700, dir_fd=inner)
+                        os.close(_open_closed(inner, child))
                         number += 1
                         os.rename(child, f".{number}.{name[:32]}", src_dir_fd=inner, dst_dir_fd=top)
                 finally:
@@ -295,5 +303,11 @@ def remove_tree(parent: int, name: str) -> None:
 
 
 def _open_closed(parent: int, name: str) -> int:
-    os.chmod(name, 0o700, dir_fd=parent)
+    """Open a folder whatever its mode; never through a link, even one that was put there after the caller looked."""
+    place = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+    try:
+        # chmod(2) of a descriptor that is open for its path only.
+        os.chmod(f"/proc/self/fd/{place}", 0o700)
+    finally:
+        os.close(place)
     return syscalls.openat2(parent, os.fsencode(name), os.O_RDONLY | os.O_DIRECTORY, syscalls.RESOLVE_NO_SYMLINKS)

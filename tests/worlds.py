@@ -226,7 +226,10 @@ def _open_and_retry(remove: Callable[[str], object], path: str, error: BaseExcep
     """overlayfs leaves a directory of mode 000, which an ordinary user must open before it can be removed."""
     if not isinstance(error, PermissionError):
         raise error
-    os.chmod(path if remove in {os.open, os.scandir, os.lstat} else os.path.dirname(path), 0o700)
+    folder = path if remove in {os.open, os.scandir, os.lstat} else os.path.dirname(path)
+    if os.path.islink(folder):
+        raise error  # chmod would follow it
+    os.chmod(folder, 0o700)
     if os.path.isdir(path):
         shutil.rmtree(path)
     else:

@@ -1,0 +1,114 @@
+"""This process's resident launcher: started when first needed, spoken to by every `Sandbox`, ended with the process."""
+
+from __future__ import annotations
+
+import atexit
+import marshal
+import os
+import socket
+import subprocess
+import sys
+import threading
+
+from osmoda.host.frozen import values_of
+from osmoda.sandbox.errors import LaunchError
+from osmoda.sandbox.launcher import REQUESTS, LaunchRequest
+from osmoda.sandbox.streams import write_all
+
+
+class Resident:
+    """The resident launcher of this process, started when first needed and again should it have been killed."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._socket: socket.socket | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._known: set[bytes] = set()
+
+    def send(self, request: LaunchRequest, descriptors: list[int]) -> socket.socket:
+        """Send a request; the answer comes on the socket that is returned."""
+        with self._lock:
+            requests = self._running()
+            if request.plan_name in self._known:
+                values = (request.plan_name, b"", *values_of(request)[2:])
+            else:
+                values = values_of(request)
+            body = os.memfd_create("osmoda-request", os.MFD_CLOEXEC)
+            mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            try:
+                write_all(body, marshal.dumps(values))
+                streams, lock = descriptors[:3], descriptors[3:]
+                socket.send_fds(requests, [b"R"], [body, *streams, theirs.fileno(), *lock])
+            except BrokenPipeError:
+                mine.close()
+                self._forget()
+                raise LaunchError("the launcher process was killed; the next call starts another") from None
+            finally:
+                os.close(body)
+                theirs.close()
+            self._known.add(request.plan_name)
+            return mine
+
+    def forget_plan(self, name: bytes) -> None:
+        """The launcher has dropped the plan of this name."""
+        self._known.discard(name)
+
+    def _running(self) -> socket.socket:
+        if self._process is not None and self._process.poll() is not None:
+            self._forget()
+        if self._socket is None:
+            mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            # The package's own folder is the only addition to the path: the process imports nothing else.
+            top = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+            program = (
+                f"import sys; sys.path.append({_package_root(top)!r}); "
+                "from osmoda.sandbox.launcher import serve; serve()"
+            )
+            with theirs:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-I", "-S", "-c", _shuffle(theirs.fileno()) + program, " " * 64],
+                    pass_fds=(theirs.fileno(),),
+                    stdin=subprocess.DEVNULL,
+                    cwd="/",
+                )
+            self._socket = mine
+        return self._socket
+
+    def _forget(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+        if self._process is not None:
+            self._process.wait()
+            self._process = None
+        self._known.clear()
+
+    def close(self) -> None:
+        """End the launcher and all its sandboxes, and wait until they are gone."""
+        with self._lock:
+            self._forget()
+
+    def after_fork(self) -> None:
+        """A forked child shares nothing with the launcher: it starts its own."""
+        self._lock = threading.Lock()
+        if self._socket is not None:
+            self._socket.close()
+        self._socket, self._process = None, None
+        self._known = set()
+
+
+def _package_root(default: str) -> str:
+    """The folder that holds `osmoda`, as this interpreter found it."""
+    import osmoda
+
+    return os.path.dirname(next(iter(osmoda.__path__), default))
+
+
+def _shuffle(fd: int) -> str:
+    """Put the passed socket where the launcher expects it."""
+    return "" if fd == REQUESTS else f"import posix; posix.dup2({fd}, {REQUESTS}); posix.close({fd}); "
+
+
+RESIDENT = Resident()
+atexit.register(RESIDENT.close)
+os.register_at_fork(after_in_child=RESIDENT.after_fork)
