@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from osmoda.host import syscalls
@@ -51,14 +51,34 @@ class Change:
         return path in (".", self.path) or self.path.startswith(path + "/")
 
 
+class Closed(Exception):
+    """A folder of the layer is closed to its owner, and has to be opened for a while by who holds the lock."""
+
+
 @dataclass(frozen=True, slots=True)
 class Trees:
-    """The workspace and its upper layer, as directory descriptors, and what the layer remembers."""
+    """The workspace and its upper layer, as directory descriptors, and what the layer remembers.
+
+    With `locked`, folders that a program has closed to their owner are opened; `closed` holds their modes, which
+    `close_again` gives back. Without, they raise Closed. (Root needs no such thing.)
+    """
 
     lower: int
     upper: int
     upper_path: bytes
     record: Record
+    locked: bool
+    closed: dict[str, int] = field(default_factory=dict)
+
+    def close_again(self) -> None:
+        """Give folders that were opened, and are still there, the modes they had."""
+        for path, mode in sorted(self.closed.items(), reverse=True):
+            try:
+                folder = open_directory(self.upper, path)
+            except FileNotFoundError:
+                continue
+            os.fchmod(folder, mode)
+            os.close(folder)
 
     def find(self) -> list[Change]:
         """Every change, parents before what they hold. Raises SandboxError for a layer that cannot be read.
@@ -108,17 +128,18 @@ class Trees:
             return
         self._refuse_unknown(path)
         if stat.S_ISDIR(new.st_mode):
+            self._open_closed(path, name, upper, new.st_mode)
             pending.append(path)
         if old is None:
-            yield _change(path, "added", new)
+            yield self._change(path, "added", new)
         elif stat.S_IFMT(old.st_mode) != stat.S_IFMT(new.st_mode):
             if stat.S_ISDIR(old.st_mode):
                 yield from (change for change in self._deleted(path) if change.path != path)
-            yield _change(path, "type changed", new)
+            yield self._change(path, "type changed", new)
         elif _content_differs(name, upper, lower, new, old):
-            yield _change(path, "modified", new)
-        elif (new.st_mode ^ old.st_mode) & _PERMISSIONS:
-            yield _change(path, "mode changed", new)
+            yield self._change(path, "modified", new)
+        elif (self.closed.get(path, new.st_mode) ^ old.st_mode) & _PERMISSIONS:
+            yield self._change(path, "mode changed", new)
 
     def _deleted(self, top: str) -> Iterator[Change]:
         """`top` of the workspace and all that it holds."""
@@ -128,7 +149,7 @@ class Trees:
             status = os.stat(name, dir_fd=parent, follow_symlinks=False)
         finally:
             os.close(parent)
-        yield _change(top, "deleted", status)
+        yield self._change(top, "deleted", status)
         pending = [top] if stat.S_ISDIR(status.st_mode) else []
         while pending:
             folder = pending.pop()
@@ -136,11 +157,25 @@ class Trees:
             try:
                 for name in os.listdir(here):
                     status = os.stat(name, dir_fd=here, follow_symlinks=False)
-                    yield _change(join(folder, name), "deleted", status)
+                    yield self._change(join(folder, name), "deleted", status)
                     if stat.S_ISDIR(status.st_mode):
                         pending.append(join(folder, name))
             finally:
                 os.close(here)
+
+    def _change(self, path: str, kind: Kind, status: os.stat_result) -> Change:
+        size = status.st_size if stat.S_ISREG(status.st_mode) else 0
+        mode = status.st_mode if kind == "deleted" else self.closed.get(path, status.st_mode)
+        return Change(path, kind, _file_type(status.st_mode), size, mode & _PERMISSIONS)
+
+    def _open_closed(self, path: str, name: str, parent: int, mode: int) -> None:
+        if mode & 0o500 == 0o500 or os.geteuid() == 0:
+            return
+        if not self.locked:
+            raise Closed
+        self.closed[path] = mode & 0o7777
+        # No link can be followed: nobody else writes in a layer that is locked.
+        os.chmod(name, mode & 0o7777 | 0o700, dir_fd=parent)
 
     def _judged(self, change: Change) -> Change:
         denied = any(change.within(path) or self._removes(change, path) for path in self._denied())
@@ -238,11 +273,6 @@ def is_opaque(folder: int) -> bool:
             f"the pending changes cannot be read: {_OPAQUE} is {value!r}, which this overlay never writes"
         )
     return True
-
-
-def _change(path: str, kind: Kind, status: os.stat_result) -> Change:
-    size = status.st_size if stat.S_ISREG(status.st_mode) else 0
-    return Change(path, kind, _file_type(status.st_mode), size, status.st_mode & _PERMISSIONS)
 
 
 def _file_type(mode: int) -> FileType:
