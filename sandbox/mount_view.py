@@ -53,8 +53,8 @@ class Unknown:
 class Mount:
     """One mount of the view.
 
-    `operation` made it; `covered` holds what is mounted on places in it; `base` is the mount whose files it shows once
-    more, itself for all others.
+    `operation` made it; `covered` holds what is mounted on places in it, `made` what the launch itself makes in it and
+    of which kind; `base` is the mount whose files it shows once more, itself for all others.
     """
 
     def __init__(
@@ -66,6 +66,7 @@ class Mount:
         self.read_only = read_only
         self.noexec = noexec
         self.covered: dict[str, Mount] = {}
+        self.made: dict[str, str] = {}
 
     @property
     def shows_host(self) -> bool:
@@ -86,11 +87,10 @@ class Mount:
 
 
 class View:
-    """The file system inside. `present` holds what the root itself has, `links` its symbolic links."""
+    """The file system inside: `root` and what is mounted in it; `links` are symbolic links that the launch makes."""
 
     def __init__(self, plan: Plan, workspace: bytes) -> None:
         self.workspace = _text(workspace)
-        self.present: set[str] = {"/"}
         self.links: dict[str, str] = {}
         self.root: Mount | None = None
         for operation in plan.operations:
@@ -101,9 +101,11 @@ class View:
         match operation:
             case mounting.Root():
                 self.root = Mount("/", operation, read_only=False)
+                self.root.made["/"] = "directory"
             case mounting.Skeleton():
-                self.present.update(f"/{_text(name)}" for name in operation.directories)
-                self.present.update(f"/{_text(name)}" for name, _ in operation.files)
+                assert self.root is not None
+                self.root.made.update((f"/{_text(name)}", "directory") for name in operation.directories)
+                self.root.made.update((f"/{_text(name)}", "file") for name, _ in operation.files)
                 self.links.update((f"/{_text(name)}", _text(target)) for name, target in operation.links)
             case mounting.SystemTree():
                 self._attach(_text(operation.path), operation, read_only=True)
@@ -146,9 +148,12 @@ class View:
         below.covered[target] = Mount(target, operation, read_only=read_only, noexec=noexec, base=base)
 
     def _make_place(self, path: str) -> None:
-        """Folders on the way that the root does not have yet; those in other mounts are there, or the launch fails."""
-        while path != "/" and self.mount_of(path) is self.root:
-            self.present.add(path)
+        """Folders on the way that are not there yet; in a mount of the host's files they are, or the launch fails."""
+        while path != "/":
+            mount = self.mount_of(path)
+            if mount.shows_host or path == mount.target:
+                break
+            mount.made.setdefault(path, "directory")
             path = posixpath.dirname(path)
 
     def mount_of(self, path: str) -> Mount:
@@ -162,8 +167,8 @@ class View:
                 mount = mount.covered[prefix]
         return mount
 
-    def resolve(self, path: str, host: Host) -> str:
-        """`path` without symbolic links, as a look-up inside goes; a circle of links is left as it is."""
+    def resolve(self, path: str, host: Host) -> str | None:
+        """`path` without symbolic links, as a look-up inside goes; None where they lead in a circle."""
         pending = [part for part in path.split("/") if part not in ("", ".")][::-1]
         here = "/"
         links = 0
@@ -174,10 +179,12 @@ class View:
                 continue
             candidate = posixpath.join(here, part)
             target = self._link(candidate, host)
-            if target is None or links == _MOST_LINKS:
+            if target is None:
                 here = candidate
                 continue
             links += 1
+            if links > _MOST_LINKS:
+                return None
             if target.startswith("/"):
                 here = "/"
             pending.extend(part for part in reversed(target.split("/")) if part not in ("", "."))

@@ -6,6 +6,7 @@ at all, does the mount let it through, does Landlock, do the file modes.
 
 from __future__ import annotations
 
+import posixpath
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -80,7 +81,12 @@ def path_verdict(
     """
     if plan.tier == 0:
         return Verdict(path, mode, True, "", "", "tier 0 confines nothing")
-    question = _Question(plan, View(plan, workspace), path, mode, host or Unknown(), profile)
+    view, host = View(plan, workspace), host or Unknown()
+    real = view.resolve(path, host)
+    if real is None:
+        circle = advices.Advice("no layer stands against it")
+        return Verdict(path, mode, False, "", "", "its symbolic links lead in a circle", circle)
+    question = _Question(plan, view, real, mode, host, profile)
     return (
         question.absent()
         or question.refused_by_kind()
@@ -99,7 +105,7 @@ class _Question:
         self._view = view
         self._host = host
         self._profile = profile
-        self._path = view.resolve(path, host)
+        self._path = path
         self._mount = view.mount_of(self._path)
         self._operation = self._mount.operation
         self._kind = host.kind(self._path) if self._mount.shows_host else self._own_kind()
@@ -109,10 +115,12 @@ class _Question:
         """What the plan itself makes at the path."""
         if isinstance(self._operation, mounting.Scratch) and self._path == self._mount.target:
             return "directory"
-        if self._mount is self._view.root:
-            inside = [place for place in self._view.present if place != self._path and within(place, self._path)]
-            return "directory" if inside else None
-        return None
+        if isinstance(self._operation, mounting.Devices):
+            return "directory" if self._path == "/dev/pts" else "other"
+        if isinstance(self._operation, mounting.Proc):
+            # The same files as in the host's, the processes aside.
+            return None if self._host.kind(self._path) == "absent" else self._host.kind(self._path)
+        return self._mount.made.get(self._path)
 
     def _refuse(self, layer: str, reason: str, *, origin: str | None = None, advice: str = "") -> Verdict:
         """A refusal; without `advice` in words, what would grant the path."""
@@ -128,15 +136,16 @@ class _Question:
     def absent(self) -> Verdict | None:
         """Refused because nothing of that name is there."""
         mount, path = self._mount, self._path
-        if mount is self._view.root and path not in self._view.present:
+        if mount is self._view.root and self._kind is None:
             return self._refuse("mounts", "nothing of this name is mounted")
         hidden = mount.hides(path)
         if hidden is not None:
             return self._refuse("mounts", f"{hidden} is left out of {mount.target}")
-        if isinstance(self._operation, mounting.Scratch) and path != mount.target and self._mode != "write":
-            reason = f"{mount.target} inside is the sandbox's own and starts empty; the host's is not there"
-            advice = f"what lies in the host's {mount.target} cannot be granted, put it elsewhere"
-            return self._refuse("mounts", reason, advice=advice)
+        if isinstance(self._operation, mounting.Scratch) and self._kind is None:
+            folder = posixpath.dirname(path)
+            if self._mode != "write" or (folder != mount.target and folder not in mount.made):
+                reason = f"{mount.target} inside is the sandbox's own and starts empty; the host's is not there"
+                return self._refuse("mounts", reason)
         if isinstance(self._operation, mounting.Proc) and path.split("/")[2:] and path.split("/")[2].isdigit():
             reason = "/proc shows the processes of the sandbox only, under numbers of its own"
             return self._refuse("namespaces", reason, advice="no profile shows the host's processes")
@@ -164,6 +173,8 @@ class _Question:
             elif isinstance(self._operation, mounting.PinnedProfile):
                 advice = "what a sandbox may do is not its own to change"
             return self._refuse("mounts", f"{target} is mounted read-only", advice=advice)
+        if self._mode == "write" and self._kind == "directory" and isinstance(self._operation, mounting.Devices):
+            return self._refuse("", "devpts holds terminals only", origin="", advice="no file can be made there")
         if self._mode == "exec" and self._mount.noexec:
             return self._refuse("mounts", f"{target} is mounted noexec", advice="no profile changes that")
         return None
