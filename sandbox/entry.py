@@ -15,6 +15,7 @@ def main() -> int:
     """The command; its exit code."""
     # A collection would touch, and so copy, every page that the child shares with this process.
     gc.disable()
+    _occupy_closed_streams()
     arguments = sys.argv[1:]
     if arguments and arguments[0] == "run":
         from osmoda.sandbox.request import UsageError, parse
@@ -32,6 +33,18 @@ def main() -> int:
 
     gc.enable()
     return other_verbs(arguments)
+
+
+def _occupy_closed_streams() -> None:
+    """Put something where a standard stream is closed, or a descriptor of the monitor's own would become the command's.
+
+    It cannot be used any more than a closed one: stdin cannot be read, stdout and stderr cannot be written.
+    """
+    for fd, flags in ((0, posix.O_WRONLY), (1, posix.O_RDONLY), (2, posix.O_RDONLY)):
+        try:
+            posix.fstat(fd)
+        except OSError:
+            posix.open("/dev/null", flags)  # the lowest free number
 
 
 def _run(request: Request) -> int:
