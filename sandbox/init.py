@@ -5,7 +5,8 @@ is gone.
 
 Messages to the parent, on a SOCK_SEQPACKET pair, by their first byte: `L` the seccomp listener and the pty master
 (descriptors), `P` a pidfd of the command, `Z` the command was stopped, `S` the last process is gone (wait status, CPU
-times, peak memory), `E` a step failed (its index, errno, text).
+times, peak memory), `E` a step failed (its index, errno, text). A message comes back when the terminal is set up, and
+when a stopped command is to continue.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from osmoda.sandbox.operations import confinement
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import NoReturn
+    from typing import Any, NoReturn
 
     from osmoda.sandbox.operations import Operation, Setup
 
@@ -29,6 +30,7 @@ _CONTROL = 3
 _ABOVE = 128
 # What Python ignores (SIGPIPE, SIGXFSZ), and what job control needs, start from the default in the command.
 _DEFAULTED = (2, 3, 13, 15, 17, 18, 20, 21, 22, 25, 28)
+_SIGCONT, _SIGTTIN, _SIGTTOU = 18, 21, 22
 COMMAND = -1
 
 
@@ -82,6 +84,9 @@ def enter(
             operation.apply(setup)
             if operation.layer == "seccomp":
                 _send(control, b"L", setup.listener, setup.master)
+                if command.terminals:
+                    # The first thing the command may ask is the size of its window, which the parent sets.
+                    control.recv(1)
             step += 1
         step = COMMAND
         if not operations:
@@ -162,23 +167,40 @@ def _spawn(command: Command, slave: bytes) -> int:
     except OSError as error:
         what = command.directory.decode(errors="backslashreplace")
         raise syscalls.explained(error, f"chdir {what}") from None
-    if command.terminals and not slave:
-        raise OSError(25, "the terminal was not set up")
-    # Opened by a session leader without a terminal, the first becomes its controlling one.
-    actions = [(posix.POSIX_SPAWN_OPEN, fd, slave, posix.O_RDWR, 0) for fd in command.terminals]
+    terminal = _take_terminal(slave) if command.terminals else -1
+    session: dict[str, Any] = {"setpgroup": 0} if command.terminals else {"setsid": True}
     program = _find(command.argv[0], environment.get("PATH", ""))
     try:
-        return posix.posix_spawn(
+        pid = posix.posix_spawn(
             program,
             command.argv,
             environment,
-            file_actions=actions,
-            setsid=True,
+            file_actions=[(posix.POSIX_SPAWN_DUP2, terminal, fd) for fd in command.terminals],
             setsigmask=(),
             setsigdef=_DEFAULTED,
+            **session,
         )
     except OSError as error:
         raise syscalls.explained(error, f"execve {program}") from None
+    if command.terminals:
+        posix.tcsetpgrp(terminal, pid)
+        # It may have been stopped for using the terminal a moment before it was in the foreground.
+        posix.killpg(pid, _SIGCONT)
+        posix.close(terminal)
+    return pid
+
+
+def _take_terminal(slave: bytes) -> int:
+    """Make the sandbox's terminal the controlling one of a session that pid 1 leads; a descriptor of it.
+
+    The command gets a process group of its own in that session. In a group whose every parent is in another session,
+    an orphaned one, Ctrl-Z would stop nothing (setpgid(2)).
+    """
+    if not slave:
+        raise OSError(25, "the terminal was not set up")
+    posix.setsid()
+    # Opened by a session leader without a terminal, it becomes its controlling one.
+    return posix.open(slave, posix.O_RDWR | posix.O_CLOEXEC)
 
 
 def _find(name: str, path: str) -> str:
@@ -212,7 +234,11 @@ def _reap(main: int, control: _socket.socket, stops: bool) -> NoReturn:
         if pid != main:
             continue
         if posix.WIFSTOPPED(status):
-            control.send(b"Z")
+            # Stopped for using the terminal from the background, it waits for its fellows, not for the caller.
+            if posix.WSTOPSIG(status) not in (_SIGTTIN, _SIGTTOU):
+                control.send(b"Z")
+                control.recv(1)
+                posix.killpg(main, _SIGCONT)
             continue
         break
     try:

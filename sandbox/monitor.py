@@ -110,6 +110,13 @@ class Watched:
             except ProcessLookupError:
                 return
 
+    def go_on(self) -> None:
+        """Let pid 1 go on: start the command on its terminal, or continue it with its process group after `on_stop`."""
+        try:
+            self.launched.control.send(b"C")
+        except OSError:
+            return  # it was killed meanwhile
+
     # --- messages of pid 1 ---
 
     def control_ready(self) -> None:
@@ -131,6 +138,7 @@ class Watched:
                 self.monitor.register(self.listener, self.notification_ready)
             if present[1] and self.on_terminal:
                 self.on_terminal(descriptors.pop(0))
+                self.go_on()
         elif kind == b"P":
             self.command = descriptors.pop(0)
             for number in self._pending:

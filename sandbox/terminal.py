@@ -16,7 +16,7 @@ else:
     import _signal
 
 _CHUNK = 65536
-_SIGSTOP, _SIGCONT, _SIGWINCH = 19, 18, 28
+_SIGTSTP, _SIGWINCH = 20, 28
 
 
 class Relay:
@@ -103,10 +103,11 @@ class Relay:
     def _stop(self) -> None:
         """The command was stopped (Ctrl-Z): give the terminal back and stop too; go on together."""
         self._restore()
-        posix.kill(posix.getpid(), _SIGSTOP)
+        # The whole job, as the terminal would; what no shell could continue, the kernel does not stop (setpgid(2)).
+        posix.kill(0, _SIGTSTP)
         self._raw()
         self._resize()
-        self._watched.send_signal(_SIGCONT)
+        self._watched.go_on()
 
     def _restore(self) -> None:
         if self._saved is not None and self._in_foreground():
