@@ -71,7 +71,8 @@ def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fixture]:
     yield Fixture(work, Path(os.fsdecode(path)))
     for folder, names, _ in os.walk(state):
         for name in names:
-            os.chmod(os.path.join(folder, name), 0o700)
+            if not os.path.islink(os.path.join(folder, name)):
+                os.chmod(os.path.join(folder, name), 0o700)
 
 
 def age(work: Path, layer: bytes) -> None:
