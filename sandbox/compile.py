@@ -82,7 +82,8 @@ def _limits(profile: Profile, features: Features, degraded: _Degraded) -> tuple[
             )
     memory = memory if "memory" in features.controllers else 0
     cpu = cpu if "cpu" in features.controllers else 0.0
-    # In tiers 1 and 2 the rlimit holds in any case, and the group counts the refusals too. In tier 0 there is only the group.
+    # In tiers 1 and 2 the rlimit holds in any case, and the group counts the refusals too. In tier 0 there is only the
+    # group.
     origin = profile.origin("process", "pids")
     declared = not origin.startswith("tier")
     counted = "pids" in features.controllers and (declared if profile.tier == 0 else bool(memory or cpu))
@@ -108,7 +109,7 @@ def _operations(profile: Profile, features: Features, degraded: _Degraded) -> li
         isolation.Hostname(tier, _HOSTNAME),
         isolation.Loopback(profile.origin("network", "loopback"), profile.network.loopback),
         mounting.Root(tier),
-        system_view.skeleton(tier, view.system, _HOSTNAME, tuple(scratch)),
+        system_view.skeleton(tier, view.system, view.copies, _HOSTNAME, tuple(scratch)),
         *view.system_operations(),
         *(mounting.Scratch(tmp, path.encode(), profile.filesystem.tmp, modes.get(path, 0o755)) for path in scratch),
         mounting.Devices(tier, system_view.DEVICES),
@@ -135,7 +136,8 @@ class _View:
         files = profile.filesystem
         never = tiers.ceiling(profile.tier).filesystem.deny
         self.denied = _denied(profile)
-        self.system = tuple(path for path in system_view.trees() if path not in self.denied)
+        self.system = self._allowed(system_view.trees())
+        self.copies = self._allowed(system_view.copied())
         self.aliases: list[tuple[str, str, str]] = []
         self.write = self._resolve("write", files.write, never)
         self.read = {
@@ -148,6 +150,9 @@ class _View:
                 del self.read[path]
         self.mounts = _mount_points()
         self.staged = False
+
+    def _allowed(self, paths: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(path for path in paths if granted_paths.denied_by(path, self.denied) is None)
 
     def _resolve(self, kind: str, declared: tuple[str, ...], never: tuple[str, ...]) -> dict[str, str]:
         found: dict[str, str] = {}

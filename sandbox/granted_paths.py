@@ -9,9 +9,13 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from typing import TYPE_CHECKING
 
 from osmoda.host import paths
 from osmoda.sandbox.errors import CompileError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 _MOST_LINKS = 40  # as the kernel: path_resolution(7)
 
@@ -40,6 +44,12 @@ def written_path(text: str, folder: str) -> str:
 def within(path: str, tree: str) -> bool:
     """Whether the normalised `path` is `tree` or lies in it."""
     return tree in (path, "/") or path.startswith(tree + "/")
+
+
+def denied_by(path: str, denied: Iterable[str]) -> str | None:
+    """The first of the trees `denied` that holds `path` or, on this host, what `path` leads to."""
+    real = os.path.realpath(path)
+    return next((tree for tree in denied if within(path, tree) or within(real, tree)), None)
 
 
 def own_directories() -> tuple[str, ...]:

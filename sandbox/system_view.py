@@ -5,8 +5,12 @@ from __future__ import annotations
 import glob
 import os
 import stat
+from typing import TYPE_CHECKING
 
 from osmoda.sandbox.operations import mounting
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 UID = 1000
 GID = 1000
@@ -76,20 +80,26 @@ def _etc() -> list[str]:
     return found
 
 
-def _copies() -> dict[str, bytes]:
-    """The small files of /etc, by their names below the root, as they are now."""
+def copied() -> tuple[str, ...]:
+    """The small files of /etc, of which every sandbox gets a copy."""
+    return tuple(path for path in _etc() if os.path.isfile(path) and os.path.getsize(path) <= _COPIED)
+
+
+def _copies(paths: Iterable[str]) -> dict[str, bytes]:
+    """Files by their names below the root, as they are now."""
     copies = {}
-    for path in _etc():
-        if os.path.isfile(path) and os.path.getsize(path) <= _COPIED:
-            with open(path, "rb") as file:
-                copies[path[1:]] = file.read(_COPIED)
+    for path in paths:
+        with open(path, "rb") as file:
+            copies[path[1:]] = file.read(_COPIED)
     return copies
 
 
-def skeleton(origin: str, shown: tuple[str, ...], hostname: str, places: tuple[str, ...]) -> mounting.Skeleton:
-    """The folders, links and files that the mounts of `shown` and `places` need, and the generated files."""
+def skeleton(
+    origin: str, shown: tuple[str, ...], copies: tuple[str, ...], hostname: str, places: tuple[str, ...]
+) -> mounting.Skeleton:
+    """The folders, links and files that the mounts of `shown` and `places` need, `copies`, and the generated files."""
     directories: dict[str, None] = {}
-    files: dict[str, bytes] = _copies() | {
+    files: dict[str, bytes] = _copies(copies) | {
         "etc/passwd": _PASSWD.encode(),
         "etc/group": _GROUP.encode(),
         "etc/nsswitch.conf": _NSSWITCH.encode(),
