@@ -257,14 +257,21 @@ class _View:
 
 
 def _denied(profile: Profile) -> dict[str, str]:
-    """Denied paths and their origins: each as it lies on disk, and where it is a link also what it leads to."""
+    """Denied paths and their origins: each as it lies on disk, and where it is a link also what it leads to.
+
+    One that lies in another is left out: what holds it is hidden.
+    """
     found: dict[str, str] = {}
     for index, path in enumerate(profile.filesystem.deny):
         origin = profile.origin("filesystem", "deny", index)
         folder, name = os.path.split(path)
         found[os.path.join(os.path.realpath(folder), name)] = origin
         found[os.path.realpath(path)] = origin
-    return found
+    return {
+        path: origin
+        for path, origin in found.items()
+        if not any(other != path and granted_paths.within(path, other) for other in found)
+    }
 
 
 def _mount_points() -> tuple[str, ...]:
