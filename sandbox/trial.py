@@ -71,7 +71,7 @@ class Trial:
         os.unshare(_CLONE_NEWUSER)
 
     def terminal(self) -> None:
-        """Push a character into the terminal's input. Of what is no terminal the kernel says ENOTTY, the filter EPERM."""
+        """Push a character into the terminal's input: on no terminal the kernel says ENOTTY, the filter EPERM."""
         fcntl.ioctl(0, _TIOCSTI, b"x")
 
     def workspace(self) -> None:
