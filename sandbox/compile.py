@@ -7,6 +7,7 @@ the plan carries a `Degradation` that every report shows.
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -209,20 +210,31 @@ class _View:
         operations.extend(mounting.WriteTree(origin, path.encode()) for path, origin in sorted(self.write.items()))
         operations.extend(masks)
         operations.extend(self._pinned())
-        operations.extend(mounting.Alias(origin, path.encode(), real.encode()) for origin, path, real in self.aliases)
+        operations.extend(mounting.Alias(origin, path.encode(), real.encode()) for origin, path, real in self._links())
         return operations
 
+    def _links(self) -> list[tuple[str, str, str]]:
+        """The aliases that nothing shows yet: no tree that holds the link, no link of the root, no other alias."""
+        by_name = {path: (origin, path, real) for origin, path, real in self.aliases}
+        return [
+            by_name[path]
+            for path in by_name
+            if self._shown_by(path) is None
+            and not system_view.through_link(path)
+            and not any(other != path and granted_paths.within(path, other) for other in by_name)
+        ]
+
     def _pinned(self) -> list[Operation]:
-        """The profile and what it extends, where they lie in a tree that is written, or may lie in the workspace."""
-        pinned: list[Operation] = []
-        for name, _ in self.profile.files:
-            path = os.path.realpath(name)
-            if not os.path.isabs(name) or any(granted_paths.within(path, denied) for denied in self.denied):
-                continue
-            tree = next((tree for tree in self.write if granted_paths.within(path, tree)), "")
-            if tree or self.profile.filesystem.workspace != "none":
-                pinned.append(mounting.PinnedProfile(f"tier {self.profile.tier}", path.encode(), tree.encode()))
-        return pinned
+        """What decides about the next launch, where it lies in a tree that is written, or may lie in the workspace."""
+        if not self.write and self.profile.filesystem.workspace == "none":
+            return []
+        own = (os.path.dirname(__file__), sys.prefix, sys.base_prefix, os.path.dirname(os.path.dirname(sys.executable)))
+        names = (*own, *(name for name, _ in self.profile.files if os.path.isabs(name)))
+        paths = [os.path.realpath(name) for name in names]
+        outermost = [path for path in paths if not any(_inside(path, other) for other in paths)]
+        shown = [path for path in outermost if not any(granted_paths.within(path, denied) for denied in self.denied)]
+        trees = tuple(tree.encode() for tree in self.write)
+        return [mounting.Pinned(f"tier {self.profile.tier}", tuple(os.fsencode(p) for p in dict.fromkeys(shown)), trees)]
 
     def _read_operation(self, path: str, origin: str) -> Operation:
         name = path.encode()
@@ -254,6 +266,11 @@ class _View:
 
     def _holds_mounts(self, tree: str) -> bool:
         return tree in self.read and any(mount != tree and granted_paths.within(mount, tree) for mount in self.mounts)
+
+
+def _inside(path: str, tree: str) -> bool:
+    """Whether `path` lies in `tree` and is not `tree` itself."""
+    return path != tree and granted_paths.within(path, tree)
 
 
 def _denied(profile: Profile) -> dict[str, str]:

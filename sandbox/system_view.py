@@ -80,6 +80,12 @@ def _etc() -> list[str]:
     return found
 
 
+def through_link(path: str) -> bool:
+    """Whether `path` starts with a link of the root (merged /usr) that every sandbox repeats."""
+    name = path.split("/")[1]
+    return name in _PROGRAMS and os.path.islink(f"/{name}")
+
+
 def copied() -> tuple[str, ...]:
     """The small files of /etc, of which every sandbox gets a copy."""
     return tuple(path for path in _etc() if os.path.isfile(path) and os.path.getsize(path) <= _COPIED)
