@@ -122,7 +122,9 @@ def _operations(profile: Profile, features: Features, degraded: _Degraded) -> li
         *_process_limits(profile),
         confinement.Capabilities(tier, features.last_capability),
     ]
-    landlock = landlock_rules.compile_rules(profile, features, view.read, view.write, tuple(scratch), degraded.allow)
+    landlock = landlock_rules.compile_rules(
+        profile, features, view.system, view.read, view.write, tuple(scratch), degraded.allow
+    )
     if landlock is not None:
         operations.append(landlock)
     operations.append(_filter(profile, features, degraded))
@@ -234,7 +236,8 @@ class _View:
         outermost = [path for path in paths if not any(_inside(path, other) for other in paths)]
         shown = [path for path in outermost if not any(granted_paths.within(path, denied) for denied in self.denied)]
         trees = tuple(tree.encode() for tree in self.write)
-        return [mounting.Pinned(f"tier {self.profile.tier}", tuple(os.fsencode(p) for p in dict.fromkeys(shown)), trees)]
+        pinned = tuple(os.fsencode(path) for path in dict.fromkeys(shown))
+        return [mounting.Pinned(f"tier {self.profile.tier}", pinned, trees)]
 
     def _read_operation(self, path: str, origin: str) -> Operation:
         name = path.encode()

@@ -127,10 +127,11 @@ class View:
                 path = _text(operation.path)
                 if operation.always or path.startswith(self.workspace + "/"):
                     self._attach(path, operation, read_only=True, noexec=True)
-            case mounting.PinnedProfile():
-                path = _text(operation.path)
-                if path.startswith((_text(operation.tree) or self.workspace) + "/"):
-                    self._attach(path, operation, read_only=True, base=self.mount_of(path).base)
+            case mounting.Pinned():
+                written = tuple(f"{tree}/" for tree in (*map(_text, operation.trees), self.workspace) if tree)
+                for path in map(_text, operation.paths):
+                    if path.startswith(written):
+                        self._attach(path, operation, read_only=True, base=self.mount_of(path).base)
             case mounting.Alias():
                 self._make_place(posixpath.dirname(_text(operation.path)))
                 self.links[_text(operation.path)] = _text(operation.target)

@@ -170,8 +170,8 @@ class _Question:
             advice = ""
             if isinstance(self._operation, mounting.Proc):
                 advice = "no profile lets a sandbox write to /proc"
-            elif isinstance(self._operation, mounting.PinnedProfile):
-                advice = "what a sandbox may do is not its own to change"
+            elif isinstance(self._operation, mounting.Pinned):
+                advice = "what decides about the next launch is not the sandbox's to change"
             return self._refuse("mounts", f"{target} is mounted read-only", advice=advice)
         if self._mode == "write" and self._kind == "directory" and isinstance(self._operation, mounting.Devices):
             return self._refuse("", "devpts holds terminals only", origin="", advice="no file can be made there")

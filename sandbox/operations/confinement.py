@@ -130,7 +130,8 @@ class Landlock(Operation):
     layer = "landlock"
 
     def describe(self) -> str:
-        writable = [path.decode() for path, rights in self.paths if rights & 0x2 and not path.startswith(b"/dev")]
+        written = [path for path, rights in self.paths if rights & 0x2 and not path.startswith(b"/dev")]
+        writable = [path.decode(errors="backslashreplace") or "the workspace" for path in written]
         parts = [f"writing only below {', '.join(writable)}" if writable else "no writing"]
         parts.append("reading only what the mounts show")
         if self.handled_net:

@@ -489,36 +489,41 @@ class Mask(Operation):
 
 
 @frozen
-class PinnedProfile(Operation):
-    """The profile itself, where it lies in a tree that is written: what an agent may do is not the agent's to change.
+class Pinned(Operation):
+    """What decides about the next launch stays as it is, where it lies in a tree that is written.
 
-    `tree` is the written tree, empty for the workspace. The folders on the way are mounted onto themselves, since the
-    parent of a mount point could be renamed away from it, but a mount point cannot.
+    `paths` are the profile's files, this package, and the interpreter that runs it; `trees` the written ones besides
+    the workspace. The folders on the way are mounted onto themselves, since the parent of a mount point could be
+    renamed away from it, but a mount point cannot.
     """
 
-    path: bytes
-    tree: bytes
+    paths: tuple[bytes, ...]
+    trees: tuple[bytes, ...]
 
     layer = "mounts"
 
     def describe(self) -> str:
-        return f"{self.path.decode()}, which this plan was made from, cannot be written, replaced or moved"
+        return "the profile, osmoda itself and its interpreter cannot be written, replaced or moved, wherever they lie"
 
     def apply(self, setup: Setup) -> None:
-        tree = self.tree or setup.workspace
-        if not self.path.startswith(tree + b"/"):
-            return
-        parts = self.path[len(tree) + 1 :].split(b"/")
-        for index in range(1, len(parts) + 1):
-            place = syscalls.openat2(
-                setup.root, b"/".join((tree, *parts[:index]))[1:], posix.O_PATH, _SAFE | syscalls.RESOLVE_BENEATH
-            )
-            copy = syscalls.open_tree(place, b"", _CLONE_TREE)
-            if index == len(parts):
-                syscalls.mount_setattr(copy, _NOSUID_NODEV | _RDONLY)
-            syscalls.move_mount(copy, place, b"")
-            posix.close(copy)
-            posix.close(place)
+        written = [tree + b"/" for tree in (*self.trees, setup.workspace) if tree]
+        for path in self.paths:
+            above = [tree for tree in written if path.startswith(tree)]
+            if above:
+                _pin(setup.root, max(above, key=len), path)
+
+
+def _pin(root: int, tree: bytes, path: bytes) -> None:
+    parts = path[len(tree) :].split(b"/")
+    for index in range(1, len(parts) + 1):
+        step = tree + b"/".join(parts[:index])
+        place = syscalls.openat2(root, step[1:], posix.O_PATH, _SAFE | syscalls.RESOLVE_BENEATH)
+        copy = syscalls.open_tree(place, b"", _CLONE_TREE)
+        if index == len(parts):
+            syscalls.mount_setattr(copy, _NOSUID_NODEV | _RDONLY, recursive=True)
+        syscalls.move_mount(copy, place, b"")
+        posix.close(copy)
+        posix.close(place)
 
 
 @frozen
