@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from osmoda.sandbox import system_view
 from osmoda.sandbox.operations import confinement
 
 if TYPE_CHECKING:
@@ -34,12 +33,15 @@ _DEVICES = WRITE_FILE | READ_FILE | READ_DIR | TRUNCATE | IOCTL_DEV
 def compile_rules(
     profile: Profile,
     features: Features,
+    system: Iterable[str],
     read: Iterable[str],
     write: Iterable[str],
     scratch: Iterable[str],
     degrade: Callable[[str, str, str], None],
 ) -> confinement.Landlock | None:
     """The rules for the view that the mounts make, with every right this kernel's ABI knows; None without Landlock.
+
+    `system` are the host's own trees that are shown, `read` and `write` the declared ones, `scratch` the private ones.
 
     `degrade(layer, reason, origin)` is told what is missing, and raises CompileError when the profile does not allow
     that.
@@ -74,7 +76,7 @@ def compile_rules(
         (b"/proc", READ_FILE | READ_DIR),
     ]
     paths.append((b"/dev", _DEVICES))
-    programs = [path for path in system_view.trees() if not path.startswith("/etc/")]
+    programs = [path for path in system if not path.startswith("/etc/")]
     paths.extend((path.encode(), _READ) for path in programs)
     paths.extend((path.encode(), _READ if os.path.isdir(path) else _READ & _ON_FILES) for path in read)
     paths.extend((path.encode(), _WRITE if os.path.isdir(path) else _WRITE & _ON_FILES) for path in write)
