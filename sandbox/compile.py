@@ -254,11 +254,14 @@ class _View:
         for path, origin in self.denied.items():
             shown = self._shown_by(path)
             if shown is not None and (shown in self.write or self._holds_mounts(shown)):
+                how = "written directly" if shown in self.write else "made of several file systems"
+                kind = f"{shown}, which is {how}"
                 if not os.path.lexists(path):
+                    raise CompileError(f"{path} does not exist and so cannot be denied in {kind}; create it", origin)
+                if os.path.islink(path):
                     raise CompileError(
-                        f"{path} does not exist and so cannot be denied in {shown}, which is "
-                        + ("written directly" if shown in self.write else "made of several file systems")
-                        + "; create it, or grant less",
+                        f"{path} is a symbolic link, which cannot be denied in {kind}; deny what it leads to, "
+                        f"{os.path.realpath(path)}",
                         origin,
                     )
                 masks.append(mounting.Mask(origin, path.encode(), True))
