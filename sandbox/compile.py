@@ -233,6 +233,14 @@ class _View:
         own = (os.path.dirname(__file__), sys.prefix, sys.base_prefix, os.path.dirname(os.path.dirname(sys.executable)))
         names = (*own, *(name for name, _ in self.profile.files if os.path.isabs(name)))
         paths = [os.path.realpath(name) for name in names]
+        for path, origin in self.write.items():
+            fixed = next((fixed for fixed in paths if granted_paths.within(path, fixed)), None)
+            if fixed is not None:
+                raise CompileError(
+                    f"writing {path} would reach {fixed}, which decides about the next launch as the profile, osmoda "
+                    "itself and its interpreter do",
+                    origin,
+                )
         outermost = [path for path in paths if not any(_inside(path, other) for other in paths)]
         shown = [path for path in outermost if not any(granted_paths.within(path, denied) for denied in self.denied)]
         trees = tuple(tree.encode() for tree in self.write)
