@@ -11,6 +11,7 @@ from osmoda.sandbox.operations import Operation, Setup
 
 _TIOCSPTLCK = 0x40045431
 _TIOCGPTN = 0x80045430
+_WRITE_FILE = 0x2  # LANDLOCK_ACCESS_FS_WRITE_FILE
 
 
 @frozen
@@ -115,8 +116,8 @@ def _size(value: int) -> str:
 class Landlock(Operation):
     """The file rules once more, as a second layer that knows nothing of mounts (landlock(7)).
 
-    `paths` pairs a path inside with the rights below it. A path that does not exist inside needs no rule. A read or
-    write right on ports is given by `bind` and `connect`; None leaves that side unhandled.
+    `paths` pairs a path inside with the rights below it; the empty one is the workspace. `bind` and `connect` are the
+    TCP ports with that right, where `handled_net` is not 0.
     """
 
     handled_fs: int
@@ -130,7 +131,8 @@ class Landlock(Operation):
     layer = "landlock"
 
     def describe(self) -> str:
-        written = [path for path, rights in self.paths if rights & 0x2 and not path.startswith(b"/dev")]
+        # What is written to a device is kept nowhere.
+        written = [path for path, rights in self.paths if rights & _WRITE_FILE and path != b"/dev"]
         writable = [path.decode(errors="backslashreplace") or "the workspace" for path in written]
         parts = [f"writing only below {', '.join(writable)}" if writable else "no writing"]
         parts.append("reading only what the mounts show")
@@ -142,10 +144,9 @@ class Landlock(Operation):
 
     def apply(self, setup: Setup) -> None:
         ruleset = syscalls.landlock_create_ruleset(self.handled_fs, self.handled_net, self.scoped, self.abi)
-        flags = posix.O_PATH | posix.O_CLOEXEC
         for path, rights in self.paths:
             path = path or setup.workspace
-            fd = posix.open(path, flags)
+            fd = syscalls.openat2(syscalls.AT_FDCWD, path, posix.O_PATH)
             syscalls.landlock_add_path(ruleset, rights, fd, path)
             posix.close(fd)
         for port in self.bind:
