@@ -88,6 +88,7 @@ def _calls(outcome: Outcome, plan: Plan, profile: Profile | None) -> list[Denial
 _HARMLESS: dict[str, tuple[tuple[int, ...], ...]] = {
     "socket": ((1, 1, 0), (2, 1, 0), (10, 1, 0), (16, 3, 0)),
     "socketpair": ((1, 1, 0),),
+    "memfd_create": ((0, 0x8),),
     "personality": ((0xFFFFFFFF,),),
     "mknod": ((0, 0o100644),),
     "mknodat": ((0, 0, 0o100644),),
@@ -95,6 +96,7 @@ _HARMLESS: dict[str, tuple[tuple[int, ...], ...]] = {
 _ARGUMENT_REASONS = {
     "clone": "namespaces are made once, at the launch",
     "ioctl": "it would act on the terminal in the user's place",
+    "memfd_create": "without MFD_NOEXEC_SEAL the file could be executed, and has no name that a rule could hold",
     "personality": "another execution domain would weaken memory protection",
     "socketpair": "only unix socket pairs connect to nothing outside",
     "seccomp": "a filter that reports to a listener of its own could answer in this one's place",

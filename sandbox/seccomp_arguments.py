@@ -34,6 +34,7 @@ _SECCOMP_FILTER_FLAG_NEW_LISTENER = 1 << 3
 _SOCK_TYPE_MASK, _STREAM, _DGRAM, _RAW, _SEQPACKET = 0xF, 1, 2, 3, 5
 _IPPROTO_TCP, _IPPROTO_UDP, _IPPROTO_MPTCP = 6, 17, 262
 _PER_LINUX, _PERSONALITY_QUERY = 0, 0xFFFFFFFF
+_MFD_NOEXEC_SEAL = 0x8
 
 
 def _argument(index: int) -> Instruction:
@@ -84,6 +85,15 @@ def _clone() -> Lines:
 def _personality() -> Lines:
     """As systemd's LockPersonality=: ask, or set what is set already."""
     return [_argument(0), _equal(_PER_LINUX, "allow"), _equal(_PERSONALITY_QUERY, "allow", "deny")]
+
+
+def _memfd_create() -> Lines:
+    """Only files that can never be executed: a program run from one has no path that a rule could name.
+
+    What vm.memfd_noexec does (Linux 6.3), which only root can set for a pid namespace. A kernel that does not know the
+    flag refuses it with EINVAL.
+    """
+    return [_argument(1), _any_bit(_MFD_NOEXEC_SEAL, "allow", "deny")]
 
 
 def _socketpair() -> Lines:
@@ -161,6 +171,7 @@ _RULES: Mapping[str, Callable[[], Lines]] = MappingProxyType(
         "mkdirat": lambda: _mode(2),
         "mknod": lambda: _mknod(1),
         "mknodat": lambda: _mknod(2),
+        "memfd_create": _memfd_create,
         "personality": _personality,
     }
 )

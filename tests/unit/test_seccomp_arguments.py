@@ -171,6 +171,14 @@ def test_mknod_makes_no_device_and_no_set_id_file(name: str, mode_at: int, mode:
     assert answer(default_filter("x86_64", 1), name, *args) == (EPERM if refused else ALLOW)
 
 
+@pytest.mark.parametrize("tier", [1, 2])
+@given(flags=anything, name=anything)
+def test_a_nameless_file_is_made_only_where_it_can_never_be_executed(tier: int, flags: int, name: int) -> None:
+    expected = ALLOW if flags & 0x8 else EPERM  # MFD_NOEXEC_SEAL
+    for arch in ARCHES:
+        assert answer(default_filter(arch, tier), "memfd_create", name, flags, arch=arch) == expected
+
+
 @given(persona=words, high=high_bits)
 def test_personality_is_locked(persona: int, high: int) -> None:
     for value in (persona, 0, 1, 8, 0x0040000, 0x0400000, 0xFFFFFFFF):
