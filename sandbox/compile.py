@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _NAMESPACES = ("user", "mount", "pid", "network", "ipc", "uts", "cgroup")
 _HOSTNAME = "sandbox"
+_OLDEST_KERNEL = (5, 14)
 
 
 def compile_profile(profile: Profile, features: Features) -> Plan:
@@ -95,6 +96,10 @@ def _limits(profile: Profile, features: Features, degraded: _Degraded) -> tuple[
 
 def _operations(profile: Profile, features: Features, degraded: _Degraded) -> list[Operation]:
     tier = f"tier {profile.tier}"
+    if features.kernel < _OLDEST_KERNEL:
+        # Before it, process limits are counted per user and not per sandbox (ucounts), and other layers are missing too.
+        found = ".".join(map(str, features.kernel))
+        raise CompileError(f"this kernel is Linux {found}, and a sandbox needs 5.14 or later", tier)
     if not features.user_namespaces:
         raise CompileError("user namespaces are switched off on this host (user.max_user_namespaces is 0)", tier)
     own_uid = features.privileged
