@@ -6,6 +6,7 @@ import posix
 
 from osmoda.host import paths
 from osmoda.sandbox.errors import LaunchError
+from osmoda.sandbox.operations import mounting
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,13 +42,39 @@ def workspace(plan: Plan, asked: str) -> bytes:
             )
         return b""
     path = canonical(asked or ".")
-    protected = [*_SYSTEM, *(paths.directory(kind) for kind in ("runtime", "state", "cache", "config"))]
+    protected = [*_SYSTEM, *(_real(paths.directory(kind)) for kind in ("runtime", "state", "cache", "config"))]
     for place in protected:
         if _within(path, place) or _within(place, path):
             raise LaunchError(f"{path} cannot be a workspace: it would reach {place}, which no sandbox may write")
-    if plan.tier == 2 and _within(paths.home(), path):
+    if plan.tier == 2 and _within(_real(paths.home()), path):
         raise LaunchError(f"{path} cannot be a workspace of tier 2: it holds the home directory; use a folder in it")
-    return path.encode("utf-8", "surrogateescape")
+    work = path.encode("utf-8", "surrogateescape")
+    _refuse_in_denied(plan, work)
+    return work
+
+
+def _refuse_in_denied(plan: Plan, work: bytes) -> None:
+    """What is denied or pinned in a workspace is covered there; one that lies in it could not be."""
+    for operation in plan.operations:
+        if isinstance(operation, mounting.Mask):
+            fixed, why = (operation.path,), f"{operation.origin} denies"
+        elif isinstance(operation, mounting.Pinned):
+            fixed, why = operation.paths, "no sandbox may write"
+        else:
+            continue
+        for place in fixed:
+            if (work + b"/").startswith(place + b"/"):
+                where, what = (name.decode(errors="backslashreplace") for name in (work, place))
+                raise LaunchError(f"{where} cannot be a workspace: it lies in {what}, which {why}")
+
+
+def _real(path: str) -> str:
+    """The name without links of a directory, as far as it exists."""
+    try:
+        return canonical(path)
+    except LaunchError:
+        parent, _, name = path.rpartition("/")
+        return f"{_real(parent or '/').rstrip('/')}/{name}"
 
 
 def start_directory(plan: Plan, work: bytes, asked: str) -> bytes:
