@@ -55,8 +55,9 @@ def denied_by(path: str, denied: Iterable[str]) -> str | None:
 def own_directories() -> tuple[str, ...]:
     """Where osmoda keeps its configuration, state, caches and sockets: the caller's, and the system's."""
     system = ("/etc/osmoda", "/run/osmoda", "/var/cache/osmoda", "/var/lib/osmoda")
-    own = (os.path.normpath(paths.directory(kind)) for kind in ("config", "runtime", "cache", "state"))
-    return tuple(dict.fromkeys((*system, *own)))
+    own = [os.path.normpath(paths.directory(kind)) for kind in ("config", "runtime", "cache", "state")]
+    # Also without the links on the way (a home may be one): a grant is compared under its real name.
+    return tuple(dict.fromkeys((*system, *own, *map(os.path.realpath, own))))
 
 
 def refusal(path: str, *, write: bool, never: tuple[str, ...]) -> str | None:
