@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 ALWAYS_READ = ("/usr",)
 """Trees that every sandbox holds, declared or not."""
 
-_ALWAYS_SEEN = (*ALWAYS_READ, "/etc")
+_ALWAYS_SEEN = (*ALWAYS_READ, "/bin", "/etc", "/lib", "/lib32", "/lib64", "/libx32", "/nix/store", "/sbin")
 """Trees of which every sandbox holds at least parts: another profile's denial in them is worth something."""
 
 
