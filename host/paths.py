@@ -51,17 +51,23 @@ def directory(kind: str) -> str:
     variable, below_home = _XDG[kind]
     base = environment(variable)
     if not base.startswith("/"):
-        base = home() + below_home if below_home else f"/tmp/osmoda-{posix.geteuid()}"
+        if not below_home:
+            # One level only: the sticky /tmp keeps others from moving it, as they could move what lies in one of theirs.
+            return f"/tmp/osmoda-{posix.geteuid()}"
+        base = home().rstrip("/") + below_home
     return base + "/osmoda"
 
 
 def own_directory(kind: str, below: str = "") -> str:
-    """The path for `kind`, made (0700) where missing, and checked to be this user's alone.
+    """The path for `kind`, or `below` in it; made (0700) where missing, and checked to be this user's alone.
 
     Raises UntrustedDirectory when it is not, OSError when it cannot be made.
     """
     top = directory(kind)
-    path = f"{top}/{below}" if below else top
+    return _own(f"{_own(top)}/{below}") if below else _own(top)
+
+
+def _own(path: str) -> str:
     try:
         status = posix.lstat(path)
     except FileNotFoundError:
