@@ -13,7 +13,7 @@ from osmoda.host import syscalls
 from osmoda.host.frozen import frozen
 
 _ROOT = "/sys/fs/cgroup"
-_V1_NAMES = {"memory": "memory", "cpu": "cpu", "pids": "pids"}
+_ENOENT, _EBUSY = 2, 16
 
 
 @frozen
@@ -105,8 +105,11 @@ class Group:
     def create(cls, hierarchy: Hierarchy, name: str, memory: int, cpu: float, pids: int) -> Group:
         """Make a group with its limits: bytes, cores, processes; 0 means no limit of that kind.
 
-        Raises OSError naming the file; nothing is left behind then.
+        Raises OSError naming the file, or the controller that is missing; nothing is left behind then.
         """
+        for controller, wanted in (("memory", memory), ("cpu", cpu), ("pids", pids)):
+            if wanted and not hierarchy.has(controller):
+                raise OSError(_ENOENT, f"no cgroup with the {controller} controller is delegated to this process")
         made: list[str] = []
         try:
             if hierarchy.version == 2:
@@ -148,7 +151,15 @@ class Group:
     def open_for_join(self) -> tuple[int, ...]:
         """Descriptors for `join`: opened here, used by the child (the v1 kernel stalls when another writes its pid)."""
         name = "/cgroup.procs" if self.version == 2 else "/tasks"
-        return tuple([posix.open(path + name, posix.O_WRONLY | posix.O_CLOEXEC) for path in self.directories])
+        opened: list[int] = []
+        try:
+            for path in self.directories:
+                opened.append(posix.open(path + name, posix.O_WRONLY | posix.O_CLOEXEC))
+        except OSError as error:
+            for fd in opened:
+                posix.close(fd)
+            raise syscalls.explained(error, f"open {path}{name}") from None
+        return tuple(opened)
 
     def oom_kills(self) -> int:
         """How many processes of the group the kernel has killed for want of memory."""
@@ -199,7 +210,7 @@ class Group:
             except FileNotFoundError:
                 continue
             except OSError as error:
-                if error.errno == 16:
+                if error.errno == _EBUSY:
                     return False
                 raise
         return True

@@ -39,6 +39,9 @@ def acquire() -> tuple[int, int]:
             fcntl.fcntl(fd, _F_OFD_SETLK, request)
         except (BlockingIOError, PermissionError):
             continue
+        except OSError:
+            posix.close(fd)
+            raise
         return FIRST_UID + offset, fd
     posix.close(fd)
     raise OSError(11, f"all {COUNT} uids reserved for sandboxes are in use")
