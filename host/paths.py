@@ -52,7 +52,7 @@ def directory(kind: str) -> str:
     base = environment(variable)
     if not base.startswith("/"):
         if not below_home:
-            # One level only: the sticky /tmp keeps others from moving it, as they could move what lies in one of theirs.
+            # One level only: in the sticky /tmp nobody else can move it, as they could move what lies in one of theirs.
             return f"/tmp/osmoda-{posix.geteuid()}"
         base = home().rstrip("/") + below_home
     return base + "/osmoda"

@@ -78,9 +78,12 @@ def launch(plan: Plan, command: Command, workspace: bytes, layer: bytes, layer_l
     release: list[int] = []
     group: cgroup.Group | None = None
     control = inner = None
+    held = -1
     try:
         own_uid = any(type(op) is isolation.Identity and op.own_host_uid for op in plan.operations)
-        uid, held = lease.acquire() if own_uid else (posix.geteuid(), -1)
+        uid = posix.geteuid()
+        if own_uid:
+            uid, held = lease.acquire()
         gid = uid if own_uid else posix.getegid()
         setup = Setup(workspace, layer, uid, gid, bool(command.terminals))
         if own_uid:
@@ -116,6 +119,8 @@ def launch(plan: Plan, command: Command, workspace: bytes, layer: bytes, layer_l
             _discard(group)
         if control is not None:
             control.close()
+        if held >= 0:
+            posix.close(held)
         raise LaunchError(error.strerror or str(error)) from None
     finally:
         if inner is not None:
