@@ -105,7 +105,7 @@ def _mode(index: int) -> Callable[[tuple[int, ...]], str]:
     def words(arguments: tuple[int, ...]) -> str:
         mode = arguments[index] & 0xFFFF
         kind = _FILE_TYPES.get(mode & 0o170000, "")
-        text = f"mode {mode & 0o7777:#o}" + (f", {kind}" if kind else "")
+        text = f"mode {mode & 0o7777:04o}" + (f", {kind}" if kind else "")
         return text + (" with a set-id bit" if mode & _SET_ID_BITS else "")
 
     return words

@@ -75,10 +75,10 @@ def _calls(outcome: Outcome, plan: Plan, profile: Profile | None) -> list[Denial
     if operation is None or not outcome.denials:
         return []
     decided = Filter(operation, plan.tier, profile)
-    merged: dict[tuple[str, str, str], Denial] = {}
+    merged: dict[tuple[str, str, str, bool], Denial] = {}
     for raw in outcome.denials:
         denial = decided.denial(raw)
-        key = (denial.command, denial.operation, denial.object)
+        key = (denial.command, denial.operation, denial.object, denial.habitual)
         earlier = merged.get(key)
         merged[key] = denial if earlier is None else replace(earlier, count=earlier.count + 1)
     return list(merged.values())

@@ -123,7 +123,7 @@ def show_run(run: LastRun, found: tuple[Denial, ...], changed: tuple[str, ...], 
     telling = [denial for denial in found if not denial.habitual]
     folded = [denial for denial in found if denial.habitual]
     if not telling:
-        console.print("nothing was refused that the command would have needed to know of")
+        console.print("nothing was refused" + (" but what programs try out of habit" if folded else ""))
     rows = []
     for denial in telling:
         what = (
@@ -137,7 +137,7 @@ def show_run(run: LastRun, found: tuple[Denial, ...], changed: tuple[str, ...], 
         console.print(report.columns(("layer", "who", "refused", "what would change it"), rows))
     if folded:
         names = sorted({f"{denial.operation}({denial.object})" for denial in folded})
-        console.print(f"\nand out of habit, without need: {report.clean(', '.join(names))}", style="dim")
+        console.print(f"\nout of habit, without need: {report.clean(', '.join(names))}", style="dim")
     console.print(f"\n{_NOT_REPORTED}", style="dim")
 
 
