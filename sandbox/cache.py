@@ -94,7 +94,7 @@ def load(key: tuple[Any, ...]) -> Plan | None:
         if stored != key or not Witnesses(*witnesses).hold():
             return None
         return Plan.load(plan)
-    except (ValueError, EOFError, TypeError, KeyError):
+    except (ValueError, EOFError, TypeError, LookupError):
         # Written by another version; its digest only says that nobody touched it since.
         return None
 

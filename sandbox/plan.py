@@ -32,11 +32,11 @@ class Degradation:
 
 @frozen
 class Plan:
-    """What is applied, in order. `operations` is empty for tier 0.
+    """What is applied, in order; in tier 0 only limits are.
 
     `environment` is the whole environment inside, before `passed` names are taken from the caller's. `name` is the
-    profile's file name, `digest` the SHA-256 of its meaning. `refusals` tells, for a system call name, which line
-    would allow it.
+    profile's file name, `digest` the SHA-256 of its meaning. `memory` in bytes, `cpu` in cores and `pids` are the
+    control group's limits, 0 for none.
     """
 
     tier: int
@@ -62,7 +62,7 @@ class Plan:
 
     @classmethod
     def load(cls, data: bytes) -> Plan:
-        """Raises ValueError, EOFError, TypeError or KeyError on anything that `dump` did not write."""
+        """Raises ValueError, EOFError, TypeError or LookupError on anything that `dump` did not write."""
         number, values = marshal.loads(data)
         if number != FORMAT:
             raise ValueError(f"plan format {number}, not {FORMAT}")
