@@ -39,6 +39,8 @@ def compile_profile(profile: Profile, features: Features) -> Plan:
     if profile.tier > 0:
         environment = system_view.environment() | environment
         operations = tuple(_operations(profile, features, degraded))
+    else:
+        operations = tuple(_process_limits(profile))
     return Plan(
         tier=profile.tier,
         name=os.path.basename(profile.file) or f"tier{profile.tier}",
@@ -324,9 +326,11 @@ def _process_limits(profile: Profile) -> list[Operation]:
         value = getattr(limits, name)
         if value is not None:
             operations.append(confinement.ProcessLimit(profile.origin("process", "limits", name), name, value))
-    # pid 1 counts too. The kernel counts per user namespace and uid since 5.14, so these are this sandbox's own.
-    pids = profile.process.pids + 1
-    operations.append(confinement.ProcessLimit(profile.origin("process", "pids"), "processes", pids))
+    if profile.tier > 0:
+        # pid 1 counts too. The kernel counts per user namespace and uid since 5.14, so these are this sandbox's own; in
+        # tier 0 they would be the caller's.
+        pids = profile.process.pids + 1
+        operations.append(confinement.ProcessLimit(profile.origin("process", "pids"), "processes", pids))
     return operations
 
 
