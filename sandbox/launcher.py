@@ -33,7 +33,7 @@ else:
     import _signal
 
 REQUESTS = 3
-_MOST_PLANS = 64
+MOST_PLANS = 64  # then both sides forget all of them, at the same request
 
 
 @frozen
@@ -98,7 +98,7 @@ class _Task:
             request = LaunchRequest(*marshal.loads(posix.pread(body, size, 0)))
             plan = plans.get(request.plan_name)
             if request.plan:
-                if len(plans) >= _MOST_PLANS:
+                if len(plans) >= MOST_PLANS:
                     plans.clear()
                 plan = plans[request.plan_name] = Plan.load(request.plan)
             if plan is None:

@@ -12,7 +12,7 @@ import threading
 
 from osmoda.host.frozen import values_of
 from osmoda.sandbox.errors import LaunchError
-from osmoda.sandbox.launcher import REQUESTS, LaunchRequest
+from osmoda.sandbox.launcher import MOST_PLANS, REQUESTS, LaunchRequest
 from osmoda.sandbox.streams import write_all
 
 
@@ -33,6 +33,8 @@ class Resident:
                 values = (request.plan_name, b"", *values_of(request)[2:])
             else:
                 values = values_of(request)
+                if len(self._known) >= MOST_PLANS:
+                    self._known.clear()
             body = os.memfd_create("osmoda-request", os.MFD_CLOEXEC)
             mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             try:
