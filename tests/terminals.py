@@ -46,7 +46,7 @@ class Terminal:
         """Change the window, as a terminal emulator does: the foreground process group gets SIGWINCH."""
         fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
-    def type(self, text: str | bytes) -> None:
+    def press(self, text: str | bytes) -> None:
         """Type it, all of it."""
         left = text.encode() if isinstance(text, str) else text
         while left:

@@ -46,7 +46,7 @@ def test_a_resize_arrives(world: World) -> None:
         terminal.expect("40 120\r\n")
         terminal.resize(25, 90)
         terminal.expect("25 90\r\n")
-        terminal.type("\r")
+        terminal.press("\r")
         assert terminal.end() == 0
 
 
@@ -54,7 +54,7 @@ def test_ctrl_c_reaches_the_command(world: World) -> None:
     waiting = "trap 'echo interrupted; exit 7' INT; echo ready; while :; do sleep 0.02; done"
     with inside(world, "sh", "-c", waiting) as terminal:
         terminal.expect("ready\r\n")
-        terminal.type("\x03")
+        terminal.press("\x03")
         terminal.expect("interrupted\r\n")
         assert terminal.end() == 7
 
@@ -62,14 +62,14 @@ def test_ctrl_c_reaches_the_command(world: World) -> None:
 def test_ctrl_c_ends_a_command_that_does_not_handle_it(world: World) -> None:
     with inside(world, "sh", "-c", "echo ready; exec sleep 1000") as terminal:
         terminal.expect("ready\r\n")
-        terminal.type("\x03")
+        terminal.press("\x03")
         assert terminal.end() == 128 + signal.SIGINT
 
 
 def test_ctrl_d_is_the_end_of_input(world: World) -> None:
     with inside(world, "sh", "-c", "echo ready; cat; echo over") as terminal:
         terminal.expect("ready\r\n")
-        terminal.type("word\n\x04")
+        terminal.press("word\n\x04")
         terminal.expect("over\r\n")
         assert terminal.end() == 0
     assert terminal.screen == b"ready\r\nword\r\nword\r\nover\r\n", "the echo, and then the word"
@@ -80,18 +80,18 @@ def test_ctrl_z_stops_it_and_fg_goes_on(world: World) -> None:
     job = " ".join(world.osmoda_argv("run", "--tier", "2", "--", "bash", "-c"))
     with Terminal(world, ["bash", "--norc", "--noprofile", "-i"], env={"PS1": "<prompt>"}) as terminal:
         terminal.expect("<prompt>")
-        terminal.type(f"{job} 'echo be\"\"gun; read -r line; echo got $line'\r")
+        terminal.press(f"{job} 'echo be\"\"gun; read -r line; echo got $line'\r")
         terminal.expect("begun\r\n")
-        terminal.type("\x1a")
+        terminal.press("\x1a")
         terminal.expect("Stopped.*<prompt>")
         assert terminal.settings()[3] & termios.ISIG, "the terminal is not raw while the job is stopped"
-        terminal.type("echo mean''while\r")
+        terminal.press("echo mean''while\r")
         terminal.expect("meanwhile\r\n.*<prompt>")
-        terminal.type("fg\r")
+        terminal.press("fg\r")
         terminal.expect("bash -c.*\n")
-        terminal.type("words\r")
+        terminal.press("words\r")
         terminal.expect("got words\r\n.*<prompt>")
-        terminal.type("exit\r")
+        terminal.press("exit\r")
         assert terminal.end() == 0
 
 
@@ -99,17 +99,17 @@ def test_a_shell_inside_has_job_control(world: World) -> None:
     with inside(world, "bash", "--norc", "--noprofile", "-i") as terminal:
         terminal.expect(r"\$ ")
         # What the job says itself comes when it is in the foreground; keys that are typed earlier are the shell's.
-        terminal.type('bash -c \'trap "echo on a""gain" CONT; echo be""gun; while :; do sleep 0.02; done\'\r')
+        terminal.press('bash -c \'trap "echo on a""gain" CONT; echo be""gun; while :; do sleep 0.02; done\'\r')
         terminal.expect("begun\r\n")
-        terminal.type("\x1a")
+        terminal.press("\x1a")
         terminal.expect(r"Stopped.*\$ ")
-        terminal.type("jobs\r")
+        terminal.press("jobs\r")
         terminal.expect(r"\[1\].*Stopped.*\$ ")
-        terminal.type("fg\r")
+        terminal.press("fg\r")
         terminal.expect("on again\r\n")
-        terminal.type("\x03")
+        terminal.press("\x03")
         terminal.expect(r"\$ ")
-        terminal.type("exit 3\r")
+        terminal.press("exit 3\r")
         assert terminal.end() == 3
     assert b"no job control" not in terminal.screen
     assert b"cannot set terminal process group" not in terminal.screen
@@ -124,7 +124,7 @@ def test_the_terminal_is_raw_during_and_restored_after(world: World) -> None:
         before = comparable(terminal.before)
         terminal.expect("ready\r\n")
         assert not terminal.settings()[3] & (termios.ICANON | termios.ECHO | termios.ISIG)
-        terminal.type("\r")
+        terminal.press("\r")
         assert terminal.end() == 0
         assert comparable(terminal.settings()) == before
 
