@@ -47,8 +47,8 @@ def rehearse(request: Request) -> dict[str, Any]:
 def show(found: dict[str, Any], console: Console) -> None:
     """Print it for a person."""
     console.print(report.heading(f"{report.clean(found['profile'])}: tier {found['tier']}"))
-    if not found["operations"]:
-        console.print("nothing is confined: tier 0")
+    if not found["tier"]:
+        console.print("nothing is confined but by these limits")
     group = found["cgroup"]
     limits = []
     if group["memory_bytes"]:

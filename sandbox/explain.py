@@ -34,9 +34,10 @@ LAYERS = {
     "landlock": "the file and port rules once more",
     "seccomp": "which system calls run",
 }
-_LAYER_OF = {
+LAYER_OF = {
     "memory": "cgroup",
     "cpu": "cgroup",
+    "pids": "cgroup",
     "landlock": "landlock",
     "landlock-net": "landlock",
     "landlock-scope": "landlock",
@@ -98,7 +99,7 @@ def explain(profile: Profile, plan: Plan, features: Features) -> Explanation:
 
 
 def _layers(profile: Profile, plan: Plan) -> Iterator[Layer]:
-    missing = {name: [entry for entry in plan.degraded if _LAYER_OF[entry.layer] == name] for name in LAYERS}
+    missing = {name: [entry for entry in plan.degraded if LAYER_OF[entry.layer] == name] for name in LAYERS}
     for name in LAYERS:
         operations = [operation for operation in plan.operations if operation.layer == name]
         if name == "cgroup":
@@ -192,20 +193,6 @@ def _not_given(profile: Profile, plan: Plan) -> Iterator[Line]:
             yield Line(f"{'.'.join(key)} = {names}: {reason}", profile.origin(*key))
     if plan.tier and network.ask:
         yield Line(f"network.ask: {_NO_GATEWAY}", profile.origin("network", "ask"))
-    if plan.tier == 0:
-        yield from _limits_not_applied(profile, plan)
-
-
-def _limits_not_applied(profile: Profile, plan: Plan) -> Iterator[Line]:
-    """Limits that are declared and that no operation and no control group of the plan holds."""
-    applied = {operation.name for operation in plan.operations if isinstance(operation, confinement.ProcessLimit)}
-    for name in ("open_files", "file_size", "address_space", "stack", "core"):
-        if getattr(profile.process.limits, name) is not None and name not in applied:
-            text = f"process.limits.{name}: declared, not applied in tier 0"
-            yield Line(text, profile.origin("process", "limits", name))
-    origin = profile.origin("process", "pids")
-    if not plan.pids and not origin.startswith("tier "):
-        yield Line("process.pids: declared, not applied: there is no cgroup to count in", origin)
 
 
 def show(explanation: Explanation, console: Console) -> None:

@@ -50,8 +50,8 @@ def for_launch(host: Features, message: str) -> str:
             "this kernel or container refuses user namespaces: kernel.unprivileged_userns_clone=1 on Debian kernels, a "
             "seccomp profile for the container that allows them, or osmoda outside of it"
         )
-    if host.kernel < (5, 13):
-        return "Linux 5.13 or later"
+    if host.kernel < (5, 14):
+        return "Linux 5.14 or later"
     return ""
 
 

@@ -1,0 +1,62 @@
+"""Signals by name, and the columns of `ps`; the processes themselves are in tests/integration/test_cli_processes.py."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+from osmoda.sandbox import processes
+from osmoda.sandbox.errors import SandboxError
+
+ONE = processes.Running(
+    identity="1a-1",
+    tier=1,
+    profile="agent.toml",
+    pid=10,
+    uid=1000,
+    command="sleep 9",
+    payload=11,
+    processes=2,
+    memory=3 << 20,
+    started=5.0,
+    age=3725.4,
+)
+
+
+@pytest.mark.parametrize("name", ["HUP", "SIGHUP", "hup", "1"])
+def test_a_signal_has_several_names(name):
+    assert processes.signal_number(name) == signal.SIGHUP
+
+
+@pytest.mark.parametrize("name", ["", "NOPE", "999", "0", "SIG", "_DFL"])
+def test_a_signal_that_there_is_not(name):
+    with pytest.raises(SandboxError, match="there is no signal"):
+        processes.signal_number(name)
+
+
+def test_columns():
+    assert processes.row(ONE) == ("1a-1", "1", "agent.toml", "10", "1000", "1:02:05", "3.0 MiB", "2", "sleep 9")
+
+
+def test_this_process_is_no_sandbox_whatever_it_calls_itself():
+    assert not processes.is_init(os.getpid())
+    with open("/proc/self/comm", "r+", encoding="ascii") as comm:
+        before = comm.read().strip()
+        comm.seek(0)
+        comm.write(processes.COMM)
+        comm.flush()
+        try:
+            assert not processes.is_init(os.getpid())
+        finally:
+            comm.seek(0)
+            comm.write(before)
+
+
+def test_a_process_that_is_gone_is_no_sandbox():
+    pid = os.fork()
+    if not pid:
+        os._exit(0)
+    os.waitpid(pid, 0)
+    assert not processes.is_init(pid)
