@@ -34,7 +34,7 @@ class Witnesses:
     """What a plan was compiled from; one that has changed makes the entry stale.
 
     `files` pairs a path with the SHA-256 of its content, `absent` are paths that must not exist (a profile of the
-    same name there would be found first), `unmoved` pairs a path with (inode, mtime in ns), `same` a declared path
+    same name there would be found first), `unmoved` pairs a path with (inode, ctime in ns), `same` a declared path
     with where it led.
     """
 
@@ -49,7 +49,7 @@ class Witnesses:
         try:
             for path, inode, changed in self.unmoved:
                 status = posix.stat(path)
-                if status.st_ino != inode or status.st_mtime_ns != changed:
+                if status.st_ino != inode or status.st_ctime_ns != changed:
                     return False
             for path, digest in self.files:
                 if sha256(_content(path)).hexdigest() != digest:
@@ -135,16 +135,22 @@ def drop(key: tuple[Any, ...]) -> None:
         return
 
 
-def witness(files: Iterable[tuple[str, str]], absent: Iterable[str], same: Iterable[tuple[str, str]]) -> Witnesses:
-    """The witnesses of a compilation that is made now."""
-    unmoved = []
-    for path in ("/", "/etc", "/etc/ssl", *_modules()):
+def witness(
+    files: Iterable[tuple[str, str]],
+    absent: Iterable[str],
+    same: Iterable[tuple[str, str]],
+    unmoved: Iterable[str] = (),
+) -> Witnesses:
+    """The witnesses of a compilation that is made now; `unmoved` are paths besides those that every plan depends on."""
+    seen = []
+    for path in ("/", "/etc", "/etc/ssl", *_modules(), *unmoved):
         try:
             status = posix.stat(path)
         except FileNotFoundError:
             continue
-        unmoved.append((path, status.st_ino, status.st_mtime_ns))
-    return Witnesses(tuple(files), tuple(absent), tuple(unmoved), tuple(same), features.fingerprint())
+        # Not the time of modification: a change of owner or mode, too, decides what may be shown.
+        seen.append((path, status.st_ino, status.st_ctime_ns))
+    return Witnesses(tuple(files), tuple(absent), tuple(seen), tuple(same), features.fingerprint())
 
 
 def _modules() -> list[str]:

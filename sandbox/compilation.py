@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import tomlkit
 
 from osmoda.host import features
-from osmoda.sandbox import cache, profile_file
+from osmoda.sandbox import cache, profile_file, system_view
 from osmoda.sandbox.compile import compile_profile
 from osmoda.sandbox.profile import Profile
 
@@ -39,10 +39,12 @@ def of_request(request: Request, directory: str) -> tuple[Plan, Witnesses]:
     profile = profile_of(request, directory)
     plan = compile_profile(profile, features.probe())
     files = profile.filesystem
-    declared = [path for path in (*files.read, *files.write) if os.path.lexists(path)]
-    same = tuple((path, os.path.realpath(path)) for path in declared)
+    declared = (*files.read, *files.write, *files.deny)
+    same = tuple((path, os.path.realpath(path)) for path in declared if os.path.lexists(path))
+    # What is denied and not there may come as a link to something that is.
+    absent = tuple(path for path in declared if not os.path.lexists(path))
     files_read = tuple((path, digest) for path, digest in profile.files if os.path.isabs(path))
-    return plan, cache.witness(files_read, _absent(request, profile), same)
+    return plan, cache.witness(files_read, (*_absent(request, profile), *absent), same, system_view.copied())
 
 
 def _declared(request: Request) -> dict[str, object]:
