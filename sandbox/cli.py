@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import shlex
 import sys
 from typing import TYPE_CHECKING
 
@@ -168,7 +169,7 @@ def _why(options: argparse.Namespace) -> int:
         run = why.last_run()
         if run is not None:
             asked, directory = _like_last_run(asked, run.request), run.directory
-            note = f"for the last run, {' '.join(run.request.argv)}"
+            note = f"for the last run, {shlex.join(run.request.argv)}"
     profile, plan = _compiled(asked, directory)
     if options.syscall is not None:
         call = why.ask_call(plan, profile, options.syscall)

@@ -39,11 +39,26 @@ class _Version(argparse.Action):
         parser.exit(0)
 
 
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Descriptions and examples as they are written; names and their help side by side."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=28)
+
+
 class _Parser(argparse.ArgumentParser):
     """Raises UsageError in one sentence; argparse would print the usage and exit with 2."""
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}; see {self.prog} --help")
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse does it, but what a verb does not know is answered with the help of that verb."""
+        found, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            which = f"{self.prog} {found.verb}" if found.verb else self.prog
+            raise UsageError(f"unrecognized arguments: {' '.join(unknown)}; see {which} --help")
+        return found
 
 
 def _verb(
@@ -54,7 +69,7 @@ def _verb(
         help=summary,
         description=description,
         epilog="examples:\n" + "\n".join(f"  {PROGRAM} {example}" for example in examples),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_Formatter,
         allow_abbrev=False,
     )
     if as_json:
@@ -68,7 +83,7 @@ def parser(verb: str = "") -> argparse.ArgumentParser:
         prog=PROGRAM,
         description=_DESCRIPTION,
         epilog=f"an example:\n  {PROGRAM} run --tier 2 -- python3 -V\n\n{PROGRAM} VERB --help tells more of each.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_Formatter,
         allow_abbrev=False,
     )
     top.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from typing import TYPE_CHECKING, Any
 
 from osmoda.sandbox import place, plans, report
@@ -65,7 +66,7 @@ def show(found: dict[str, Any], console: Console) -> None:
         console.print(report.lines([(f"without {entry['layer']}: {entry['reason']}", entry["origin"])]))
     console.print()
     facts = [
-        ("execute", " ".join(found["argv"])),
+        ("execute", shlex.join(found["argv"])),
         ("in", found["directory"]),
         (
             "workspace",

@@ -26,11 +26,19 @@ STYLES = {
 }
 
 
+class _Output(Console):
+    """A console that leaves a reader's early end to the caller; rich would exit with 1."""
+
+    def on_broken_pipe(self) -> None:
+        """Raise BrokenPipeError."""
+        raise BrokenPipeError
+
+
 def console() -> Console:
     """The standard output; what cannot be encoded there is escaped."""
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")
-    found = Console(markup=False, emoji=False, highlight=False, soft_wrap=False)
+    found = _Output(markup=False, emoji=False, highlight=False, soft_wrap=False)
     width = found.width if found.is_terminal or "COLUMNS" in os.environ else _WIDEST
     found.width = max(min(width, _WIDEST), _NARROWEST)
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import marshal
 import os
+import shlex
 import stat
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -116,7 +117,7 @@ def changed_since(run: LastRun, profile: Profile) -> tuple[str, ...]:
 def show_run(run: LastRun, found: tuple[Denial, ...], changed: tuple[str, ...], console: Console) -> None:
     """Print the refusals of the last run."""
     profile = run.request.profile or f"tier {max(run.request.tier, 0) if run.request.tier >= 0 else 2}"
-    title = report.heading(report.clean(" ".join(run.request.argv)), note=f"{profile}, exit code {run.status}")
+    title = report.heading(report.clean(shlex.join(run.request.argv)), note=f"{profile}, exit code {run.status}")
     console.print(title)
     for path in changed:
         console.print(report.clean(f"{report.short(path)} has changed since; the advice is about what it says now"))
