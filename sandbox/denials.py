@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from osmoda.sandbox import advice, bpf, call_words, seccomp, syscall_numbers, tiers
 from osmoda.sandbox.operations import confinement
+from osmoda.sandbox.terminal_text import clean
 
 if TYPE_CHECKING:
     from osmoda.sandbox.advice import Advice
@@ -51,7 +52,8 @@ class Denial:
             what = f"{self.operation}({self.object})"
         else:
             what = f"{self.operation} {self.object}".rstrip()
-        return f"{who} was refused {what} by {self.layer}; {self.advice}"
+        # The program chose its own name: nothing of it may act on the caller's terminal.
+        return clean(f"{who} was refused {what} by {self.layer}; {self.advice}")
 
     def as_dict(self) -> dict[str, Any]:
         """For `--json`."""

@@ -11,10 +11,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from osmoda.sandbox.terminal_text import clean
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _NARROWEST, _WIDEST = 60, 100
+
+__all__ = ["STYLES", "clean", "columns", "console", "heading", "lines", "print_json", "short"]
 
 STYLES = {
     "active": "green",
@@ -47,11 +51,6 @@ def console() -> Console:
 def print_json(value: Any) -> None:
     """One JSON document on the standard output, in ASCII."""
     print(json.dumps(value, indent=2))
-
-
-def clean(text: str) -> str:
-    """`text` without characters that a terminal would act on."""
-    return "".join([char if char.isprintable() else repr(char)[1:-1] for char in text])
 
 
 def short(origin: str) -> str:

@@ -194,6 +194,13 @@ def test_nothing_refused_is_nothing_to_tell():
     assert interpret(outcome(), plan, profile) == ()
 
 
+def test_a_programs_name_does_not_reach_the_terminal_as_it_is():
+    _, plan = compiled("tier = 2")
+    (denial,) = interpret(outcome(refused("bpf", command="\x1b]0;x\x07")), plan)
+    assert denial.sentence().startswith("\\x1b]0;x\\x07[77] was refused bpf")
+    assert denial.as_dict()["command"] == "\x1b]0;x\x07"
+
+
 def test_a_denial_as_json_has_every_field():
     profile, plan = compiled("tier = 2")
     (denial,) = interpret(outcome(refused("bpf", 5)), plan, profile)

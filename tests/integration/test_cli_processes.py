@@ -1,0 +1,112 @@
+"""`ps` shows the sandboxes that run, and nothing that only looks like one; `kill` ends them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+from collections.abc import Iterator
+
+from tests.worlds import SECONDS, World
+
+# Names itself as a sandbox's pid 1 does, by thread name and by command line, and waits.
+IMPOSTOR = """
+import ctypes, sys
+ctypes.CDLL(None).prctl(15, b"osmoda-init", 0, 0, 0)
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def sandbox(world: World, *command: str, profile: str = "tier2") -> Iterator[subprocess.Popen[str]]:
+    """A running sandbox whose command has printed a line; its standard input ends it."""
+    argv = world.osmoda_argv("run", "--quiet", "--profile", profile, "--", *command)
+    pipe = subprocess.PIPE
+    with world.popen(argv, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stdout is not None
+        try:
+            assert process.stdout.readline() == "ready\n", process.stderr.read() if process.stderr else ""
+            yield process
+        finally:
+            process.terminate()
+            process.wait(SECONDS)
+
+
+def listed(world: World) -> dict[str, dict[str, object]]:
+    """The sandboxes of this world's user, by id."""
+    run = world.osmoda("ps", "--json", check=True)
+    return {entry["identity"]: entry for entry in json.loads(run.stdout) if is_of(world, entry)}
+
+
+def is_of(world: World, entry: dict[str, object]) -> bool:
+    # As root a sandbox has a uid of its own, from the range that is reserved for them.
+    uid = entry["uid"]
+    assert isinstance(uid, int)
+    return uid >= 1879048192 if world.is_root else uid == world.uid
+
+
+def mine(world: World, marker: str) -> list[dict[str, object]]:
+    return [entry for entry in listed(world).values() if marker in str(entry["command"])]
+
+
+def test_ps_shows_what_runs_under_which_profile(world: World) -> None:
+    marker = f"mark-{world.name}"
+    with sandbox(world, "sh", "-c", "echo ready; sleep 60 & read line; exit 0", marker) as process:
+        (entry,) = mine(world, marker)
+        assert (entry["tier"], entry["profile"]) == (2, "tier2")
+        assert str(entry["identity"]).startswith(f"{process.pid:x}-")
+        assert entry["processes"] == 3  # pid 1, the shell, its sleep
+        memory, age = entry["memory"], entry["age"]
+        assert isinstance(memory, int)
+        assert isinstance(age, float)
+        assert 1 << 16 < memory < 1 << 28
+        assert 0 <= age < SECONDS
+        words = world.osmoda("ps", check=True).stdout
+        assert str(entry["identity"]) in words
+        assert process.stdin is not None
+        process.stdin.close()
+        assert process.wait(SECONDS) == 0
+    assert mine(world, marker) == []
+
+
+def test_a_payload_cannot_add_an_entry_or_take_anothers_place(world: World) -> None:
+    marker = f"osmoda-init 1-1 tier-1 forged-{world.name}"
+    with sandbox(world, "/usr/bin/python3", "-c", IMPOSTOR, marker):
+        entries = [entry for entry in listed(world).values() if "forged" in json.dumps(entry)]
+        assert len(entries) == 1
+        assert entries[0]["identity"] != "1-1"
+        assert entries[0]["profile"] == "tier2"
+
+
+def test_nor_can_a_process_that_is_in_no_sandbox(world: World) -> None:
+    pipe = subprocess.PIPE
+    argv = ["/usr/bin/python3", "-c", IMPOSTOR, "osmoda-init 1-1 tier-1 forged"]
+    with world.popen(argv, stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        assert "1-1" not in listed(world)
+        process.kill()
+
+
+def test_kill_ends_one_sandbox_and_no_other(world: World) -> None:
+    first, second = f"first-{world.name}", f"second-{world.name}"
+    command = ("sh", "-c", "echo ready; read line; exit 7")
+    with sandbox(world, *command, first) as ended, sandbox(world, *command, second) as kept:
+        (entry,) = mine(world, first)
+        world.osmoda("kill", str(entry["identity"]), check=True)
+        assert ended.wait(SECONDS) == 137
+        assert mine(world, first) == []
+        assert len(mine(world, second)) == 1
+        assert kept.stdin is not None
+        kept.stdin.close()
+        assert kept.wait(SECONDS) == 7
+
+
+def test_kill_with_a_signal_leaves_the_choice_to_the_command(world: World) -> None:
+    marker = f"trap-{world.name}"
+    script = "trap 'exit 42' HUP; echo ready; while :; do sleep 0.05; done"
+    with sandbox(world, "sh", "-c", script, marker) as process:
+        (entry,) = mine(world, marker)
+        world.osmoda("kill", "--signal", "HUP", str(entry["identity"]), check=True)
+        assert process.wait(SECONDS) == 42
