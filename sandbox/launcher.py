@@ -3,10 +3,10 @@
 A program with threads, or a large one, cannot clone itself safely or quickly; this process can. It ends, and its
 sandboxes with it, when the program does.
 
-Protocol, on the SOCK_SEQPACKET socket at descriptor 3: each request carries descriptors (body, stdin, stdout, stderr,
-answer, and perhaps the lock of an overlay's layer). The body is a memfd with the marshalled request. The answer
-socket gets one message, the marshalled outcome; a byte written to it from the other side is a signal number for the
-command, its end of file ends the sandbox.
+Protocol, on the SOCK_SEQPACKET socket at descriptor 3: each request carries descriptors (answer, body, stdin, stdout,
+stderr, and perhaps the lock of an overlay's layer). The body is a memfd with the marshalled request. The answer socket
+gets one message, the marshalled outcome; a byte written to it from the other side is a signal number for the command,
+its end of file ends the sandbox.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ import gc
 import marshal
 import posix
 
+from osmoda.host import syscalls
 from osmoda.host.frozen import frozen, values_of
 from osmoda.sandbox import launch
-from osmoda.sandbox.errors import SandboxError
+from osmoda.sandbox.errors import LaunchError, SandboxError
 from osmoda.sandbox.init import Command
 from osmoda.sandbox.monitor import Monitor, Outcome
 from osmoda.sandbox.plan import Plan
@@ -33,6 +34,7 @@ else:
     import _signal
 
 REQUESTS = 3
+_RLIMIT_NOFILE = 7
 MOST_PLANS = 64  # then both sides forget all of them, at the same request
 
 
@@ -59,6 +61,7 @@ def serve() -> None:
         if _signal.getsignal(number) != _signal.SIG_IGN:
             # A handler, not SIG_IGN: what is ignored would stay so in the commands.
             _signal.signal(number, _not_for_us)
+    _raise_open_files()
     gc.disable()
     gc.freeze()
     monitor = Monitor()
@@ -66,14 +69,17 @@ def serve() -> None:
     open_requests = [True]
 
     def received() -> None:
-        data, ancillary, _, _ = requests.recvmsg(64, 256, _socket.MSG_CMSG_CLOEXEC)
+        data, ancillary, flags, _ = requests.recvmsg(64, 256, _socket.MSG_CMSG_CLOEXEC)
         if not data:
             monitor.unregister(REQUESTS)
             open_requests.clear()
             return
         packed = b"".join([content for _, _, content in ancillary])
         descriptors = [int.from_bytes(packed[i : i + 4], "little") for i in range(0, len(packed), 4)]
-        _Task(monitor, plans, descriptors)
+        if flags & _socket.MSG_CTRUNC:
+            _refuse(descriptors)
+        else:
+            _Task(monitor, plans, descriptors)
 
     monitor.register(REQUESTS, received)
     while open_requests:
@@ -85,11 +91,27 @@ def _not_for_us(number: int, frame: object) -> None:
     """Go on."""
 
 
+def _raise_open_files() -> None:
+    """Up to the hard limit, since each running sandbox takes half a dozen; a command's own limit is its profile's."""
+    soft, hard = syscalls.prlimit_get(_RLIMIT_NOFILE)
+    if soft != hard:
+        syscalls.prlimit_self(_RLIMIT_NOFILE, hard, hard)
+
+
+def _refuse(descriptors: list[int]) -> None:
+    """Answer a request of whose descriptors only these could be received."""
+    text = "the launcher has too many open files (RLIMIT_NOFILE): too many sandboxes are running"
+    if descriptors:
+        posix.write(descriptors[0], marshal.dumps(("failed", "LaunchError", text, LaunchError.exit_code)))
+    for fd in descriptors:
+        posix.close(fd)
+
+
 class _Task:
     """One request, from its descriptors to its answer."""
 
     def __init__(self, monitor: Monitor, plans: dict[bytes, Plan], descriptors: list[int]) -> None:
-        body, stdin, stdout, stderr, answer, *lock = descriptors
+        answer, body, stdin, stdout, stderr, *lock = descriptors
         self._monitor = monitor
         self._answer = answer
         self._watched: Watched | None = None

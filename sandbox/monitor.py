@@ -121,9 +121,12 @@ class Watched:
 
     def control_ready(self) -> None:
         try:
-            data, ancillary, _, _ = self.launched.control.recvmsg(65536, 64, _socket.MSG_DONTWAIT)
+            data, ancillary, flags, _ = self.launched.control.recvmsg(65536, 64, _socket.MSG_DONTWAIT)
         except BlockingIOError:
             return
+        except ConnectionResetError:
+            # It ended before it had read what was sent to it.
+            data = b""
         if not data:
             self._init_gone()
             return
@@ -131,7 +134,10 @@ class Watched:
             int.from_bytes(packed[i : i + 4], "little") for _, _, packed in ancillary for i in range(0, len(packed), 4)
         ]
         kind = data[:1]
-        if kind == b"L":
+        if flags & _socket.MSG_CTRUNC:
+            self._error = LaunchError("there are too many open files (RLIMIT_NOFILE): too many sandboxes are running")
+            self.send_signal(_SIGKILL)
+        elif kind == b"L":
             present = list(data[1:])
             if present[0]:
                 self.listener = descriptors.pop(0)

@@ -109,7 +109,7 @@ class Process:
     def wait(self) -> Result:
         """Wait for the end. Raises CommandError or LaunchError when the command could not be started."""
         if self._outcome is None:
-            self._take(self._answer.recv(1 << 20))
+            self._take()
         return self._result()
 
     def communicate(self, data: bytes | None = None) -> Result:
@@ -150,7 +150,11 @@ class Process:
         except BrokenPipeError:
             return left[:0]  # the command does not want the rest
 
-    def _take(self, data: bytes) -> None:
+    def _take(self) -> None:
+        try:
+            data = self._answer.recv(1 << 20)
+        except ConnectionResetError:
+            data = b""  # the launcher was killed before it read a signal of ours
         if not data:
             self._outcome = LaunchError("the launcher process was killed, and this sandbox with it")
         else:
@@ -191,7 +195,7 @@ class Process:
         """Kill the sandbox, if it still runs, and close the pipes."""
         if self._outcome is None:
             self.kill()
-            self._take(self._answer.recv(1 << 20))
+            self._take()
         for stream in (self.stdin, self.stdout, self.stderr):
             if stream is not None:
                 stream.close()

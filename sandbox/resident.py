@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import marshal
 import os
 import socket
 import subprocess
 import sys
 import threading
+import time
 
 from osmoda.host.frozen import values_of
 from osmoda.sandbox.errors import LaunchError
@@ -40,7 +42,7 @@ class Resident:
             try:
                 write_all(body, marshal.dumps(values))
                 streams, lock = descriptors[:3], descriptors[3:]
-                socket.send_fds(requests, [b"R"], [body, *streams, theirs.fileno(), *lock])
+                _send(requests, [theirs.fileno(), body, *streams, *lock])
             except BrokenPipeError:
                 mine.close()
                 self._forget()
@@ -97,6 +99,18 @@ class Resident:
             self._socket.close()
         self._socket, self._process = None, None
         self._known = set()
+
+
+def _send(requests: socket.socket, descriptors: list[int]) -> None:
+    while True:
+        try:
+            socket.send_fds(requests, [b"R"], descriptors)
+            return
+        except OSError as error:
+            if error.errno != errno.ETOOMANYREFS:
+                raise
+        # As many descriptors are on their way as this process may have open: the launcher has to catch up (unix(7)).
+        time.sleep(0.001)
 
 
 def _package_root(default: str) -> str:
