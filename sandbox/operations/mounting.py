@@ -128,9 +128,11 @@ class Skeleton(Operation):
             posix.symlink(target, path, dir_fd=root)
         flags = posix.O_CREAT | posix.O_EXCL | posix.O_WRONLY | posix.O_CLOEXEC
         for path, content in self.files:
-            fd = posix.open(path, flags, 0 if path == MASK else 0o444, dir_fd=root)
-            if content:
-                posix.write(fd, content)
+            if not content:
+                posix.mknod(path, 0o100000 if path == MASK else 0o100444, dir_fd=root)
+                continue
+            fd = posix.open(path, flags, 0o444, dir_fd=root)
+            posix.write(fd, content)
             posix.close(fd)
 
 
