@@ -190,18 +190,18 @@ class _Doctor:
         with _victim() as victim, _service() as (_, name):
             found = self._alone(secret, victim, name)
         abi = f"Landlock ABI {self._host.landlock}"
-        words = f"{os.strerror(errno.EACCES)} ({abi})"
-        checks.append(_verdict("landlock", "read a file without a rule", found["file"] == errno.EACCES, words))
+        file, process, abstract = found["file"], found["process"], found["abstract"]
+        words = f"{_errno_words(file)} ({abi})" if file > 0 else _errno_words(file)
+        checks.append(_verdict("landlock", "read a file without a rule", file == errno.EACCES, words))
         if self._host.landlock >= mending.SCOPE_ABI:
-            checks.append(_verdict("landlock", "signal a process outside", found["process"] == errno.EPERM, "EPERM"))
-            checks.append(
-                _verdict("landlock", "connect to an abstract socket outside", found["abstract"] == errno.EPERM, "EPERM")
-            )
+            for tried, number in (
+                ("signal a process outside", process),
+                ("connect to an abstract socket outside", abstract),
+            ):
+                checks.append(_verdict("landlock", tried, number == errno.EPERM, _errno_words(number)))
         else:
-            mend = mending.LANDLOCK_SCOPE
-            checks.append(
-                Check("landlock", "signal a process outside", "unavailable", f"{abi} has no scopes", mend=mend)
-            )
+            answer, mend = f"{abi} has no scopes", mending.LANDLOCK_SCOPE
+            checks.append(Check("landlock", "signal a process outside", "unavailable", answer, mend=mend))
         checks.append(self._ports(abi))
         return checks
 
@@ -261,7 +261,8 @@ class _Doctor:
         except SandboxError as error:
             return Check("cgroup memory", tried, "unavailable", str(error), needed=False)
         killed = outcome.signal == signal.SIGKILL and outcome.oom_kills > 0
-        return _verdict("cgroup memory", tried, killed, "the kernel ended it", needed=False)
+        answer = "the kernel ended it" if killed else "nothing refused it"
+        return _verdict("cgroup memory", tried, killed, answer, needed=False)
 
     def _processor(self) -> Check:
         tried = f"compute with {_SHARE} of a core"
@@ -272,7 +273,8 @@ class _Doctor:
         except SandboxError as error:
             return Check("cgroup cpu", tried, "unavailable", str(error), needed=False)
         share = found.get("share", 0.0)
-        return _verdict("cgroup cpu", tried, 0 < share < 4 * _SHARE, f"it got {share:.2f}", needed=False)
+        limited = 0 < share < 4 * _SHARE
+        return Check("cgroup cpu", tried, "active" if limited else "unavailable", f"it got {share:.2f}", needed=False)
 
     def _no_controller(self, controller: str, tried: str) -> Check:
         words = f"no cgroup with the {controller} controller is delegated to this user"
@@ -329,18 +331,22 @@ def _watch(plan: Plan, command: Command, workspace: bytes) -> Outcome:
 
 def _judge(question: _Question, found: dict[str, float]) -> Check:
     number = int(found.get(question.name, -1))
-    if number == 0:
-        return Check(question.layer, question.tried, "unavailable", "nothing refused it")
-    answer = os.strerror(number) if number > 0 else "no answer"
+    answer = _errno_words(number)
     if question.words and number == question.refusals[0]:
         answer = f"{answer}: {question.words}"
     return _verdict(question.layer, question.tried, number in question.refusals, answer)
 
 
-def _verdict(layer: str, tried: str, refused: bool, answer: str, *, needed: bool = True) -> Check:
-    return Check(
-        layer, tried, "active" if refused else "unavailable", answer if refused else f"not refused: {answer}", needed
-    )
+def _errno_words(number: int) -> str:
+    if number == 0:
+        return "nothing refused it"
+    return os.strerror(number) if number > 0 else "no answer"
+
+
+def _verdict(layer: str, tried: str, active: bool, answer: str, *, needed: bool = True) -> Check:
+    if active or answer in ("nothing refused it", "no answer"):
+        return Check(layer, tried, "active" if active else "unavailable", answer, needed)
+    return Check(layer, tried, "unavailable", f"{answer}, which is not this layer's doing", needed)
 
 
 @contextlib.contextmanager
