@@ -73,13 +73,13 @@ def launch(plan: Plan, command: Command, workspace: bytes, layer: bytes, layer_l
     The child reports by messages (see init.py); a failure of its set-up comes there. Raises LaunchError when the
     parent's part fails; nothing is left behind then.
     """
-    _refuse_directories(command)
-    _refuse_threads()
     release: list[int] = []
     group: cgroup.Group | None = None
     control = inner = None
     held = -1
     try:
+        _refuse_directories(command)
+        _refuse_threads()
         own_uid = any(type(op) is isolation.Identity and op.own_host_uid for op in plan.operations)
         uid = posix.geteuid()
         if own_uid:
