@@ -172,7 +172,8 @@ def beyond_open_files() -> tuple[set[str], int, int]:
 def test_too_many_at_once_is_an_error_of_those(world: World) -> None:
     errors, killed, after = world.call(beyond_open_files)
     assert errors
-    assert all("open files" in error for error in errors), errors
+    # ETOOMANYREFS: as many descriptors as may be open are on their way (unix(7)).
+    assert all("open files" in error or "Too many references" in error for error in errors), errors
     assert killed > 5
     assert after == 0
 
