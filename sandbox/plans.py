@@ -32,6 +32,7 @@ def compile_again(request: Request, directory: str) -> Plan:
 
 
 def _key(request: Request, directory: str) -> tuple[object, ...]:
-    # The folder matters only to paths that are relative to it.
-    relative = [path for path in (request.profile, *request.read, *request.write) if not path.startswith("/")]
+    # The folder matters only to paths that are relative to it; no profile has no path.
+    named = (request.profile, *request.read, *request.write)
+    relative = [path for path in named if path and not path.startswith("/")]
     return cache.key(*request.compiled_from, directory if relative else "")
