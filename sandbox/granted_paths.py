@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from osmoda.host import paths
@@ -78,6 +79,23 @@ def refusal(path: str, *, write: bool, never: tuple[str, ...]) -> str | None:
     return None
 
 
+@dataclass(frozen=True, slots=True)
+class _Link:
+    """A symbolic link on the way, and the folder that holds it."""
+
+    path: str
+    folder: str
+
+    def require(self, granted: str, end: str, origin: str) -> None:
+        """Raise CompileError unless the link has led to something in its own folder."""
+        if not within(end, self.folder):
+            raise CompileError(
+                f"{granted} cannot be granted: {self.path} is a symbolic link out of its folder, to {end}; "
+                "name that path itself if it is meant",
+                origin,
+            )
+
+
 def resolve_grant(path: str, origin: str, *, write: bool, never: tuple[str, ...]) -> str:
     """The path without symbolic links that the declared `path` means on this host.
 
@@ -87,10 +105,13 @@ def resolve_grant(path: str, origin: str, *, write: bool, never: tuple[str, ...]
     file nor folder, led elsewhere, or refused under its real name (see `refusal`).
     """
     resolved = "/"
-    pending = [part for part in path.split("/") if part][::-1]
+    pending: list[str | _Link] = [*filter(None, reversed(path.split("/")))]
     links = 0
     while pending:
         part = pending.pop()
+        if isinstance(part, _Link):
+            part.require(path, resolved, origin)
+            continue
         if part == "..":
             resolved = os.path.dirname(resolved)
             continue
@@ -102,17 +123,15 @@ def resolve_grant(path: str, origin: str, *, write: bool, never: tuple[str, ...]
         links += 1
         if links > _MOST_LINKS:
             raise CompileError(f"{path} cannot be granted: its symbolic links lead in a circle", origin)
-        end = os.path.realpath(here)
-        if not within(end, resolved):
-            raise CompileError(
-                f"{path} cannot be granted: {here} is a symbolic link out of its folder, to {end}; "
-                "name that path itself if it is meant",
-                origin,
-            )
+        # Judged when its target has been walked, by where this walk got to: asked again, the link could be another.
+        pending.append(_Link(here, resolved))
         if target.startswith("/"):
             resolved = "/"
         pending.extend(part for part in reversed(target.split("/")) if part not in ("", "."))
-    mode = os.lstat(resolved).st_mode
+    try:
+        mode = os.lstat(resolved).st_mode
+    except OSError as error:
+        raise CompileError(_unreachable(path, resolved, error), origin) from None
     if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
         raise CompileError(f"{path} cannot be granted: it is neither a file nor a folder", origin)
     reason = refusal(resolved, write=write, never=never)
