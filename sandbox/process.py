@@ -156,7 +156,7 @@ class Process:
         except ConnectionResetError:
             data = b""  # the launcher was killed before it read a signal of ours
         if not data:
-            self._outcome = LaunchError("the launcher process was killed, or ran out of open files; this sandbox is gone")
+            self._outcome = LaunchError("the launcher was killed, or ran out of open files; this sandbox is gone")
         else:
             kind, *values = marshal.loads(data)
             if kind == "ended":

@@ -439,7 +439,7 @@ def killed_launcher() -> dict[str, Any]:
 def test_after_the_launcher_was_killed_the_next_call_works(world: World) -> None:
     assert world.call(killed_launcher) == {
         "rest": b"",
-        "error": "the launcher process was killed, or ran out of open files; this sandbox is gone",
+        "error": "the launcher was killed, or ran out of open files; this sandbox is gone",
         "next": b"on\n",
     }
 
