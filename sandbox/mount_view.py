@@ -68,6 +68,13 @@ class Mount:
         self.covered: dict[str, Mount] = {}
         self.made: dict[str, str] = {}
 
+    def read_only_copy(self) -> Mount:
+        """This mount and all on it, as MOUNT_ATTR_RDONLY with AT_RECURSIVE leaves them."""
+        copy = Mount(self.target, self.operation, read_only=True, noexec=self.noexec, base=self.base)
+        copy.made = self.made
+        copy.covered = {place: mount.read_only_copy() for place, mount in self.covered.items()}
+        return copy
+
     @property
     def shows_host(self) -> bool:
         """Whether what lies in it are files of the host, at their own names."""
@@ -131,7 +138,7 @@ class View:
                 written = tuple(f"{tree}/" for tree in (*map(_text, operation.trees), self.workspace) if tree)
                 for path in map(_text, operation.paths):
                     if path.startswith(written):
-                        self._attach(path, operation, read_only=True, base=self.mount_of(path).base)
+                        self._pin(path, operation)
             case mounting.Alias():
                 self._make_place(posixpath.dirname(_text(operation.path)))
                 self.links[_text(operation.path)] = _text(operation.target)
@@ -141,12 +148,17 @@ class View:
             case _:
                 raise TypeError(f"no view of {type(operation).__name__}")
 
-    def _attach(
-        self, target: str, operation: Operation, *, read_only: bool, noexec: bool = False, base: Mount | None = None
-    ) -> None:
+    def _attach(self, target: str, operation: Operation, *, read_only: bool, noexec: bool = False) -> None:
         self._make_place(target)
         below = self.mount_of(target)
-        below.covered[target] = Mount(target, operation, read_only=read_only, noexec=noexec, base=base)
+        below.covered[target] = Mount(target, operation, read_only=read_only, noexec=noexec)
+
+    def _pin(self, path: str, operation: Operation) -> None:
+        """Mount what is there once more, read-only, with all that is mounted below it."""
+        below = self.mount_of(path)
+        copy = Mount(path, operation, read_only=True, base=below.base)
+        copy.covered = {place: mount.read_only_copy() for place, mount in below.covered.items() if within(place, path)}
+        below.covered[path] = copy
 
     def _make_place(self, path: str) -> None:
         """Folders on the way that are not there yet; in a mount of the host's files they are, or the launch fails."""

@@ -68,3 +68,27 @@ def test_dots_and_double_slashes_are_resolved():
     assert view.resolve("//usr/./lib/../bin//x", Unknown()) == "/usr/bin/x"
     assert view.resolve("/../..", Unknown()) == "/"
     assert view.resolve("/dev/stdin", Unknown()) == "/proc/self/fd/0"
+
+
+def test_what_is_mounted_in_a_pinned_folder_stays_and_becomes_read_only(tmp_path):
+    for name in ("data", "data/package", "data/package/cache"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "data/package/secret").write_text("")
+    text = """
+        tier = 1
+        [filesystem]
+        write = ["data", "data/package/cache"]
+        deny = ["data/package/secret"]
+    """
+    _, plan = compiled(text, tmp_path)
+    data, package = bytes(tmp_path / "data"), str(tmp_path / "data/package")
+    operations = [op for op in plan.operations if not isinstance(op, mounting.Pinned)]
+    seal = next(index for index, op in enumerate(operations) if isinstance(op, mounting.Seal))
+    operations.insert(seal, mounting.Pinned("tier 1", (package.encode(),), (data,)))
+    values = {name: getattr(plan, name) for name in type(plan).__fields__}
+    view = View(type(plan)(**values | {"operations": tuple(operations)}), b"")
+    assert isinstance(view.mount_of(f"{package}/secret").operation, mounting.Mask)
+    assert isinstance(view.mount_of(f"{package}/cache/x").operation, mounting.WriteTree)
+    assert view.mount_of(f"{package}/cache/x").read_only
+    assert view.mount_of(f"{package}/code.py").read_only
+    assert not view.mount_of(f"{tmp_path}/data/x").read_only
