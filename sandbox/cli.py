@@ -168,7 +168,7 @@ def _why(options: argparse.Namespace) -> int:
     if not asked.profile and asked.tier < 0:
         run = why.last_run()
         if run is not None:
-            asked, directory = _like_last_run(asked, run.request), run.directory
+            asked, directory = _like_last_run(asked, run.request, run.directory), run.directory
             note = f"for the last run, {shlex.join(run.request.argv)}"
     profile, plan = _compiled(asked, directory)
     if options.syscall is not None:
@@ -187,12 +187,12 @@ def _why(options: argparse.Namespace) -> int:
     return 0 if allowed else 1
 
 
-def _like_last_run(asked: Request, last: Request) -> Request:
+def _like_last_run(asked: Request, last: Request, directory: str) -> Request:
     return Request(
         argv=last.argv,
         profile=last.profile,
         tier=last.tier,
-        workspace=asked.workspace,
+        workspace=asked.workspace or (os.path.join(directory, last.workspace) if last.workspace else ""),
         workspace_mode=asked.workspace_mode or last.workspace_mode,
         read=last.read,
         write=last.write,

@@ -160,8 +160,9 @@ def _keep(request: Request, identity: str, outcome: Outcome) -> None:
         )
         numbers = (outcome.status, outcome.refused, outcome.oom_kills, outcome.forks_refused, outcome.timed_out)
         directory = posix.getcwd()
-        asked = (request.profile, request.tier, request.workspace_mode, request.read, request.write, request.passed)
-        data = marshal.dumps((1, identity, directory, asked, request.argv, numbers, denials))
+        granted = (request.read, request.write, request.passed)
+        asked = (request.profile, request.tier, request.workspace, request.workspace_mode, *granted)
+        data = marshal.dumps((2, identity, directory, asked, request.argv, numbers, denials))
         temporary = f"{folder}/last-run.{posix.getpid()}"
         fd = posix.open(temporary, posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_CLOEXEC, 0o600)
         try:

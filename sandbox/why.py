@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from osmoda.sandbox.profile import Profile
     from osmoda.sandbox.verdict import Mode, Verdict
 
-_FORMAT = 1
+_FORMAT = 2
 _MOST_BYTES = 1 << 20
 _NOT_REPORTED = (
     "Refused files are not reported by the kernel: what is not granted is not there. "
@@ -75,8 +75,8 @@ def _record(content: bytes, ended: float) -> LastRun:
     number, identity, directory, asked, argv, numbers, raw = marshal.loads(content)
     if number != _FORMAT:
         raise ValueError(number)
-    profile, tier, workspace_mode, read, write, passed = asked
-    request = Request(argv, profile, tier, "", workspace_mode, read=read, write=write, passed=passed)
+    profile, tier, workspace, workspace_mode, read, write, passed = asked
+    request = Request(argv, profile, tier, workspace, workspace_mode, read=read, write=write, passed=passed)
     status, refused, oom_kills, forks_refused, timed_out = numbers
     outcome = Outcome(
         status=status,

@@ -93,6 +93,18 @@ def test_a_question_without_a_profile_is_about_the_last_run(world: World) -> Non
     assert f"({profile}:4)" in asked.stdout
 
 
+def test_the_workspace_of_the_last_run_is_remembered(world: World) -> None:
+    work = world.tmp / "work"
+    work.mkdir()
+    world.own(work)
+    profile = write_profile(world, '[filesystem]\nworkspace = "direct"\n')
+    world.osmoda("run", "--profile", str(profile), "--workspace", "work", "--", "true", cwd=world.tmp, check=True)
+    asked = world.osmoda("why", "--path", str(work / "new"), "--write", cwd=world.home)
+    assert (asked.returncode, asked.stderr) == (0, "for the last run, true\n")
+    assert world.osmoda("why", "--path", str(world.tmp / "new"), "--write").returncode == 0  # a private /tmp
+    assert world.osmoda("why", "--path", "/srv/new", "--write").returncode == 1
+
+
 def test_what_a_program_could_put_on_the_terminal_is_escaped(world: World) -> None:
     script = "import ctypes; l = ctypes.CDLL(None); l.prctl(15, b'\\x1b[31mred', 0, 0, 0); l.unshare(0x10000000)"
     run = world.osmoda("run", "--tier", "2", "--", "/usr/bin/python3", "-c", script)

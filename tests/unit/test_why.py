@@ -20,7 +20,7 @@ def place():
 
 
 def keep(*denials, **changed):
-    request = Request(("prog", "argument"), profile="agent.toml", read=("/opt",))
+    request = Request(("prog", "argument"), profile="agent.toml", workspace="work", read=("/opt",))
     foreground._keep(request, "1a-1", outcome(*denials, **changed))
     return request
 
@@ -62,7 +62,7 @@ def test_a_record_of_another_owner_is_not_read():
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"nonsense", marshal.dumps((0, "x")), marshal.dumps(5), marshal.dumps((1,) * 7)]
+    "content", [b"", b"nonsense", marshal.dumps((0, "x")), marshal.dumps(5), marshal.dumps((2,) * 7)]
 )
 def test_a_record_of_another_version_is_one_sentence(content):
     keep()
