@@ -10,6 +10,7 @@ import tomlkit
 from osmoda.host import features
 from osmoda.sandbox import cache, profile_file, system_view
 from osmoda.sandbox.compile import compile_profile
+from osmoda.sandbox.errors import CompileError
 from osmoda.sandbox.profile import Profile
 
 if TYPE_CHECKING:
@@ -37,13 +38,18 @@ def profile_of(request: Request, directory: str) -> Profile:
 def of_request(request: Request, directory: str) -> tuple[Plan, Witnesses]:
     """The plan of `request`, and the witnesses under which it may be kept. Raises ProfileError or CompileError."""
     profile = profile_of(request, directory)
-    plan = compile_profile(profile, features.probe())
     files = profile.filesystem
     declared = (*files.read, *files.write, *files.deny)
-    same = tuple((path, os.path.realpath(path)) for path in declared if os.path.lexists(path))
-    # What is denied and not there may come as a link to something that is.
-    absent = tuple(path for path in declared if not os.path.lexists(path))
     files_read = tuple((path, digest) for path, digest in profile.files if os.path.isabs(path))
+    try:
+        # Before the compilation: what changes while it goes on must show as a change.
+        same = tuple((path, os.path.realpath(path)) for path in declared if os.path.lexists(path))
+        # What is denied and not there may come as a link to something that is.
+        absent = tuple(path for path in declared if not os.path.lexists(path))
+        plan = compile_profile(profile, features.probe())
+    except OSError as error:
+        # A name that was a link when it was asked about and none when it was read, for instance.
+        raise CompileError(f"{error.filename} has changed while the profile was compiled: {error.strerror}") from None
     return plan, cache.witness(files_read, (*_absent(request, profile), *absent), same, system_view.copied())
 
 
