@@ -1,0 +1,173 @@
+"""Names that are not what they were when somebody looked: links, `..`, mounts, and what comes to be later."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.attacks.conftest import Attacker, as_root
+
+SECRET = "the host's secret"
+RACES = 8
+
+
+@pytest.fixture
+def granted(attacker: Attacker) -> Path:
+    """A folder that both tiers may grant, with a file."""
+    folder = attacker.folder.parent / "granted"
+    folder.mkdir()
+    (folder / "file").write_text("harmless\n")
+    attacker.world.own(folder)
+    return folder
+
+
+@pytest.fixture
+def private(attacker: Attacker) -> Path:
+    """A folder elsewhere, with a secret, that nobody grants."""
+    folder = attacker.world.tmp / "private"
+    folder.mkdir()
+    (folder / "file").write_text(SECRET + "\n")
+    attacker.world.own(folder)
+    return folder
+
+
+@pytest.fixture
+def swapped(attacker: Attacker, granted: Path, private: Path) -> Iterator[Path]:
+    """`granted`, exchanged all the time with a link to the private folder."""
+    link = granted.with_name("link")
+    link.symlink_to(private)
+    attacker.world.own(link)
+    with attacker.world.popen([attacker.program, "swap", granted, link], stdout=subprocess.PIPE, text=True) as swapping:
+        assert swapping.stdout.readline() == "swapping\n"
+        yield granted
+        swapping.kill()
+
+
+def reads(attacker: Attacker, path: Path, options: list[str]) -> str:
+    """What a sandbox sees in `path`/file, or why it did not start."""
+    done = attacker.world.osmoda(*attacker.argv("cat", str(path / "file"), options=options))
+    assert done.returncode in (0, 1, 125), done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.stdout.strip() or done.stderr.strip().partition("\n")[0]
+
+
+@pytest.mark.parametrize("grant", ["read", "write"])
+def test_a_granted_folder_swapped_for_a_link_during_the_set_up(attacker: Attacker, swapped: Path, grant: str) -> None:
+    """Checked as a folder, opened as a link: won by whoever resolves a path twice."""
+    if grant == "write" and attacker.tier == 2:
+        grant = "read"
+    for _ in range(10_000):  # the control: a program that opens by name is led astray soon
+        if (swapped / "file").read_text().strip() == SECRET:
+            break
+    else:
+        pytest.fail("the control never read the secret")
+    found = {reads(attacker, swapped, [f"--{grant}", str(swapped)]) for _ in range(RACES)}
+    # Whoever looks, looks once: the compiler walks the path itself, openat2 takes no link (RESOLVE_NO_SYMLINKS).
+    assert {answer for answer in found if not answer.startswith("osmoda-sandbox: ")} <= {"harmless"}
+
+
+def test_a_file_in_a_granted_folder_swapped_for_a_link(attacker: Attacker, granted: Path, private: Path) -> None:
+    """Inside, the link leads to where the sandbox has nothing."""
+    (granted / "file").unlink()
+    climbing = os.path.relpath(private, granted)
+    (granted / "file").symlink_to(f"{climbing}/file")
+    (granted / "absolute").symlink_to(private / "file")
+    attacker.world.own(granted)
+    attacks = {
+        "link": ["read", str(granted / "file")],
+        "absolute": ["read", str(granted / "absolute")],
+        "dots": ["read", f"{granted}/{climbing}/file"],
+        "proc-root": ["read", f"/proc/self/root{granted}/{climbing}/file"],
+        "proc-cwd": ["read", f"/proc/self/cwd/../../../../../../../{private}/file"],
+        "above-root": ["read", "/../../../../../../etc/shadow"],
+    }
+    outside = attacker.all_outside(attacks)
+    assert {name for name, line in outside.items() if line.strip() == f"OK {SECRET}"} >= {"link", "absolute", "dots"}
+    ended = attacker.all_inside(attacks, ["--read", str(granted)])
+    assert set(ended.each().values()) == {"ENOENT"}, "the mount view: nothing but the granted folder is there"
+
+
+def test_a_declared_path_that_climbs(attacker: Attacker, granted: Path, private: Path) -> None:
+    """Relative to the profile's folder, and out of it."""
+    climbing = os.path.relpath(private, granted)
+    assert attacker.world.run(["cat", f"{climbing}/file"], cwd=granted).stdout.strip() == SECRET
+    for declared in (climbing, f"./sub/../{climbing}"):
+        profile = granted / "profile.toml"
+        profile.write_text(f'schema = 1\ntier = {attacker.tier}\n[filesystem]\nread = ["{declared}"]\n')
+        ended = attacker.world.osmoda("run", "--profile", profile, "--", "cat", private / "file")
+        assert (ended.returncode, ended.stdout) == (125, "")
+        assert f"{profile}:4:" in ended.stderr
+        assert "escapes the profile's folder" in ended.stderr
+
+
+def test_a_granted_folder_that_is_a_link_out(attacker: Attacker, granted: Path, private: Path) -> None:
+    link = granted / "out"
+    link.symlink_to(private)
+    assert attacker.world.run(["cat", link / "file"]).stdout.strip() == SECRET
+    assert reads(attacker, link, ["--read", str(link)]).endswith("name that path itself if it is meant")
+
+
+@as_root
+def test_mounts_made_on_the_host_while_the_sandbox_runs(attacker: Attacker, granted: Path, private: Path) -> None:
+    """A bind mount in the granted folder, which is shared with all that look: the sandbox is not among them."""
+    output, channel = attacker.world.tmp / "out", attacker.world.tmp / "pipe"
+    script = f"""
+        set -e
+        mount --make-rprivate / && mount --bind {granted} {granted} && mount --make-shared {granted}
+        mkdir {granted}/sub
+        exec 8<>{channel}
+        "$@" <&8 >{output} &
+        until grep -q up {output} 2>/dev/null; do :; done
+        mount --bind {private} {granted}/sub
+        cat {granted}/sub/file
+        echo go >&8
+        wait $!
+    """
+    os.mkfifo(channel)
+    payload = f"echo up; read line; cat {granted}/sub/file; cat {granted}/file"
+    command = attacker.argv("sh", "-c", payload, options=["--read", str(granted)])
+    argv = ["unshare", "-m", "sh", "-c", script, "sh", *attacker.world.argv(attacker.world.osmoda_argv(*command))]
+    done = subprocess.run(
+        argv, capture_output=True, text=True, check=False, env=dict(attacker.world.environment), timeout=60
+    )
+    assert done.stdout == f"{SECRET}\n", f"the control: outside it is there\n{done.stderr}"
+    assert output.read_text() == "up\nharmless\n", "the sandbox's mounts are its own"
+
+
+@pytest.mark.parametrize("mode", ["read", "overlay", "direct"])
+def test_a_denied_path_that_does_not_exist_yet(attacker: Attacker, granted: Path, mode: str) -> None:
+    """The host makes it while the sandbox runs; the sandbox may not see it, and may not make it first."""
+    late, allowed = granted / "late", granted / "allowed"
+    workspace = "none" if mode == "read" else mode
+    read = f'read = ["{granted}"]' if mode == "read" else ""
+    profile = attacker.profile(f'[filesystem]\ndeny = ["{late}"]\nworkspace = "{workspace}"\n{read}\n')
+    script = f"echo planted 2>&1 >{late}; echo up; read line; cat {allowed}; cat {late} 2>&1; test -e {late}; echo $?"
+    options = ["--profile", profile, *(["--workspace", str(granted)] if mode != "read" else [])]
+    argv = attacker.world.osmoda_argv(*attacker.argv("sh", "-c", script, options=options))
+    pipe = subprocess.PIPE
+    with attacker.world.popen(argv, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as running:
+        if mode == "direct":
+            _, errors = running.communicate()
+            assert running.returncode == 125, "nothing could hold it, so nothing is started"
+            assert f"{late}" in errors
+            return
+        first = running.stdout.readline()
+        while first not in ("up\n", ""):
+            first = running.stdout.readline()
+        assert first == "up\n"
+        assert not late.exists()
+        for path in (allowed, late):
+            path.write_text(SECRET + "\n")
+        attacker.world.own(granted)
+        output, _ = running.communicate("go\n")
+    lines = output.splitlines()
+    assert lines[0] == SECRET, "the control: what is not denied is seen as soon as it is there"
+    assert lines[1:] == (
+        [f"cat: {late}: No such file or directory", "1"] if mode == "read" else [f"cat: {late}: Permission denied", "0"]
+    )
+    assert SECRET not in "".join(lines[1:])
+    assert late.read_text() == SECRET + "\n"
