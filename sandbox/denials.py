@@ -27,8 +27,7 @@ class Denial:
 
     `time` is seconds since the epoch, 0 where the kernel only counted; `pid` as the host counts, 0 for the whole
     sandbox. `operation` is the call or the limit, `object` what it was about. `habitual` is what programs try out of
-    habit and do without. `count` is how often, where the kernel counts; of a system call, in how many forms it was
-    seen. `origin` is the file:line to change and `line` what to write there, both empty where no profile of this tier
+    habit and do without. `count` is how often. `origin` is the file:line to change and `line` what to write there, both empty where no profile of this tier
     can allow it.
     """
 
@@ -82,7 +81,7 @@ def _calls(outcome: Outcome, plan: Plan, profile: Profile | None) -> list[Denial
         denial = decided.denial(raw)
         key = (denial.command, denial.operation, denial.object, denial.habitual)
         earlier = merged.get(key)
-        merged[key] = denial if earlier is None else replace(earlier, count=earlier.count + 1)
+        merged[key] = denial if earlier is None else replace(earlier, count=earlier.count + denial.count)
     return list(merged.values())
 
 
@@ -171,10 +170,10 @@ class Filter:
             command=raw.command,
             layer="seccomp",
             operation=name,
-            object=words or raw.text,
+            object=words,
             advice=changed.text,
             habitual=call_words.habitual(name, raw.arguments),
-            count=1,
+            count=raw.count,
             origin=changed.origin,
             line=changed.line,
         )

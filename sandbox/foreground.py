@@ -6,6 +6,7 @@ import marshal
 import posix
 
 from osmoda.host import paths
+from osmoda.host.frozen import values_of
 from osmoda.sandbox import launch, place, plans
 from osmoda.sandbox.errors import LaunchError, SandboxError
 from osmoda.sandbox.init import Command
@@ -155,14 +156,12 @@ def _keep(request: Request, identity: str, outcome: Outcome) -> None:
     """Leave a record for `osmoda-sandbox why`; a state directory that cannot be used only costs that record."""
     try:
         folder = paths.own_directory("state")
-        denials = tuple(
-            [(d.time, d.pid, d.command, d.number, d.architecture, d.arguments, d.text) for d in outcome.denials]
-        )
+        denials = tuple([values_of(denial) for denial in outcome.denials])
         numbers = (outcome.status, outcome.refused, outcome.oom_kills, outcome.forks_refused, outcome.timed_out)
         directory = posix.getcwd()
         granted = (request.read, request.write, request.passed)
         asked = (request.profile, request.tier, request.workspace, request.workspace_mode, *granted)
-        data = marshal.dumps((2, identity, directory, asked, request.argv, numbers, denials))
+        data = marshal.dumps((3, identity, directory, asked, request.argv, numbers, denials))
         temporary = f"{folder}/last-run.{posix.getpid()}"
         fd = posix.open(temporary, posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_CLOEXEC, 0o600)
         try:

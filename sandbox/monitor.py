@@ -15,7 +15,7 @@ import select
 import time
 
 from osmoda.host import syscalls
-from osmoda.host.frozen import frozen
+from osmoda.host.frozen import frozen, values_of
 from osmoda.sandbox import init, launch
 from osmoda.sandbox.errors import CommandError, LaunchError, SandboxError
 
@@ -42,8 +42,8 @@ _DISTINCT_DENIALS = 512
 class RawDenial:
     """A refused system call as the kernel reported it; `denials.interpret` puts it into words.
 
-    `time` is seconds since the epoch, `pid` as the host counts, `arguments` the six registers, `text` what the first
-    pointer argument pointed to when the monitor looked (the program may have changed it since).
+    `time` is seconds since the epoch, `pid` as the host counts, `arguments` the six registers; `count` tells how often
+    the call came with the same first two. What a pointer points to is not looked at: the program could change it.
     """
 
     time: float
@@ -52,7 +52,7 @@ class RawDenial:
     number: int
     architecture: int
     arguments: tuple[int, ...]
-    text: str
+    count: int
 
 
 @frozen
@@ -92,6 +92,7 @@ class Watched:
         self.timed_out = False
         self.refused = 0
         self.denials: dict[tuple[object, ...], RawDenial] = {}
+        self._counts: dict[tuple[object, ...], int] = {}
         self._window = 0
         self._window_count = 0
         self._end: tuple[int, float, float, int] | None = None
@@ -206,10 +207,14 @@ class Watched:
         architecture = int.from_bytes(request[20:24], "little")
         arguments = tuple([int.from_bytes(request[i : i + 8], "little") for i in range(32, 80, 8)])
         key = (number, architecture, arguments[0] & 0xFFFFFFFF, arguments[1] & 0xFFFFFFFF)
-        if key in self.denials or len(self.denials) >= _DISTINCT_DENIALS:
+        if key in self.denials:
+            self._counts[key] += 1
+            return
+        if len(self.denials) >= _DISTINCT_DENIALS:
             return
         name = _first_line(f"/proc/{pid}/comm")
-        self.denials[key] = RawDenial(time.time(), pid, name, number, architecture, arguments, "")
+        self.denials[key] = RawDenial(time.time(), pid, name, number, architecture, arguments, 1)
+        self._counts[key] = 1
 
     # --- the end ---
 
@@ -265,7 +270,9 @@ class Watched:
                 oom_kills=group.oom_kills() if group else 0,
                 forks_refused=group.pids_refused() if group else 0,
                 refused=self.refused,
-                denials=tuple(self.denials.values()),
+                denials=tuple(
+                    [RawDenial(*values_of(denial)[:-1], self._counts[key]) for key, denial in self.denials.items()]
+                ),
             )
         )
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from osmoda.sandbox.profile import Profile
     from osmoda.sandbox.verdict import Mode, Verdict
 
-_FORMAT = 2
+_FORMAT = 3
 _MOST_BYTES = 1 << 20
 _NOT_REPORTED = (
     "Refused files are not reported by the kernel: what is not granted is not there. "

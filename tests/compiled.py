@@ -67,4 +67,4 @@ def outcome(*denials: RawDenial, **changed: Any) -> Outcome:
 def refused(call: str, *arguments: int, command: str = "prog", machine: str = MACHINE) -> RawDenial:
     """The kernel's report of a refused `call`."""
     registers = (*arguments, *(0,) * (6 - len(arguments)))
-    return RawDenial(1.5, 77, command, KNOWN[machine][call], AUDIT_ARCH[machine], registers, "")
+    return RawDenial(1.5, 77, command, KNOWN[machine][call], AUDIT_ARCH[machine], registers, 1)

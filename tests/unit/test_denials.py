@@ -149,8 +149,8 @@ def test_the_same_refusal_of_one_command_is_told_once():
 
 def test_a_call_of_another_architecture_and_one_without_a_name():
     profile, plan = compiled("tier = 2")
-    foreign = RawDenial(0.0, 1, "x", 5, 0x40000003, (0,) * 6, "")
-    unknown = RawDenial(0.0, 1, "x", 400, 0xC000003E, (0,) * 6, "")
+    foreign = RawDenial(0.0, 1, "x", 5, 0x40000003, (0,) * 6, 1)
+    unknown = RawDenial(0.0, 1, "x", 400, 0xC000003E, (0,) * 6, 1)
     one, other = interpret(outcome(foreign, unknown), plan, profile)
     assert "other architectures" in one.advice
     assert other.operation == "syscall 400"
