@@ -81,7 +81,7 @@ def _limits(profile: Profile, features: Features, degraded: _Degraded) -> tuple[
         if value and name not in features.controllers:
             degraded.allow(
                 name,
-                f"process.{name} cannot be enforced: no cgroup with the {name} controller is delegated to this user",
+                f"process.{name} cannot be enforced: {_no_controller(name, features)}",
                 profile.origin("process", name),
             )
     memory = memory if "memory" in features.controllers else 0
@@ -92,14 +92,20 @@ def _limits(profile: Profile, features: Features, degraded: _Degraded) -> tuple[
     declared = not origin.startswith("tier")
     counted = "pids" in features.controllers and (declared if profile.tier == 0 else bool(memory or cpu))
     if profile.tier == 0 and declared and not counted:
-        degraded.allow("pids", "process.pids cannot be enforced: no cgroup is delegated to this user", origin)
+        degraded.allow("pids", f"process.pids cannot be enforced: {_no_controller('pids', features)}", origin)
     return memory, cpu, profile.process.pids + 1 if counted else 0
+
+
+def _no_controller(name: str, features: Features) -> str:
+    return features.refusal or (
+        f"no cgroup with the {name} controller is delegated to this user, nor can systemd be asked for one"
+    )
 
 
 def _operations(profile: Profile, features: Features, degraded: _Degraded) -> list[Operation]:
     tier = f"tier {profile.tier}"
     if features.kernel < _OLDEST_KERNEL:
-        # Before it, process limits are counted per user and not per sandbox (ucounts), and other layers are missing too.
+        # Before it, process limits are counted per user and not per sandbox (ucounts); other layers are missing too.
         found = ".".join(map(str, features.kernel))
         raise CompileError(f"this kernel is Linux {found}, and a sandbox needs 5.14 or later", tier)
     if not features.user_namespaces:
@@ -119,7 +125,7 @@ def _operations(profile: Profile, features: Features, degraded: _Degraded) -> li
         mounting.Root(tier),
         system_view.skeleton(tier, view.system, view.copies, _HOSTNAME, tuple(scratch)),
         *view.system_operations(),
-        *(mounting.Scratch(tmp, path.encode(), profile.filesystem.tmp, modes.get(path, 0o755)) for path in scratch),
+        *(mounting.Scratch(tmp, os.fsencode(path), profile.filesystem.tmp, modes.get(path, 0o755)) for path in scratch),
         mounting.Devices(tier, system_view.DEVICES),
         mounting.Proc(tier),
         *view.grants(),
@@ -184,10 +190,10 @@ class _View:
                 self.staged = True
                 origin = self.denied[f"{path}/{hidden[0]}"]
                 operations.append(
-                    mounting.SystemTreeWithout(origin, path.encode(), tuple(name.encode() for name in hidden))
+                    mounting.SystemTreeWithout(origin, os.fsencode(path), tuple(os.fsencode(name) for name in hidden))
                 )
             else:
-                operations.append(mounting.SystemTree(f"tier {self.profile.tier}", path.encode()))
+                operations.append(mounting.SystemTree(f"tier {self.profile.tier}", os.fsencode(path)))
         return operations
 
     def _hidden(self, tree: str) -> list[str]:
@@ -216,10 +222,12 @@ class _View:
         elif workspace == "overlay":
             self.staged = True
             operations.append(mounting.OverlayWorkspace(origin, tuple(mask.path for mask in masks if not mask.always)))
-        operations.extend(mounting.WriteTree(origin, path.encode()) for path, origin in sorted(self.write.items()))
+        operations.extend(mounting.WriteTree(origin, os.fsencode(path)) for path, origin in sorted(self.write.items()))
         operations.extend(masks)
         operations.extend(self._pinned())
-        operations.extend(mounting.Alias(origin, path.encode(), real.encode()) for origin, path, real in self._links())
+        operations.extend(
+            mounting.Alias(origin, os.fsencode(path), os.fsencode(real)) for origin, path, real in self._links()
+        )
         return operations
 
     def _links(self) -> list[tuple[str, str, str]]:
@@ -250,19 +258,19 @@ class _View:
                 )
         outermost = [path for path in paths if not any(_inside(path, other) for other in paths)]
         shown = [path for path in outermost if not any(granted_paths.within(path, denied) for denied in self.denied)]
-        trees = tuple(tree.encode() for tree in self.write)
+        trees = tuple(os.fsencode(tree) for tree in self.write)
         pinned = tuple(os.fsencode(path) for path in dict.fromkeys(shown))
         return [mounting.Pinned(f"tier {self.profile.tier}", pinned, trees)]
 
     def _read_operation(self, path: str, origin: str) -> Operation:
-        name = path.encode()
+        name = os.fsencode(path)
         if not os.path.isdir(path):
             return mounting.ReadFile(origin, name)
         hidden = self._hidden(path)
         if any(granted_paths.within(mount, path) and mount != path for mount in self.mounts):
             return mounting.ReadMounts(origin, name)
         self.staged = True
-        return mounting.ReadTree(origin, name, tuple(part.encode() for part in hidden))
+        return mounting.ReadTree(origin, name, tuple(os.fsencode(part) for part in hidden))
 
     def _masks(self) -> list[mounting.Mask]:
         masks = []
@@ -279,10 +287,10 @@ class _View:
                         f"{os.path.realpath(path)}",
                         origin,
                     )
-                masks.append(mounting.Mask(origin, path.encode(), True))
+                masks.append(mounting.Mask(origin, os.fsencode(path), True))
             elif self.profile.filesystem.workspace != "none":
                 # Also where a granted tree hides it: the workspace may lie in that tree, and is mounted over it.
-                masks.append(mounting.Mask(origin, path.encode(), False))
+                masks.append(mounting.Mask(origin, os.fsencode(path), False))
         return masks
 
     def _holds_mounts(self, tree: str) -> bool:

@@ -77,10 +77,10 @@ def compile_rules(
     ]
     paths.append((b"/dev", _DEVICES))
     programs = [path for path in system if not path.startswith("/etc/")]
-    paths.extend((path.encode(), _READ) for path in programs)
-    paths.extend((path.encode(), _READ if os.path.isdir(path) else _READ & _ON_FILES) for path in read)
-    paths.extend((path.encode(), _WRITE if os.path.isdir(path) else _WRITE & _ON_FILES) for path in write)
-    paths.extend((path.encode(), _WRITE) for path in scratch)
+    paths.extend((os.fsencode(path), _READ) for path in programs)
+    paths.extend((os.fsencode(path), _READ if os.path.isdir(path) else _READ & _ON_FILES) for path in read)
+    paths.extend((os.fsencode(path), _WRITE if os.path.isdir(path) else _WRITE & _ON_FILES) for path in write)
+    paths.extend((os.fsencode(path), _WRITE) for path in scratch)
     if profile.filesystem.workspace != "none":
         paths.append((b"", _WRITE))
     ports = sorted({port for rule in profile.network.allow for port in rule.ports})

@@ -22,13 +22,18 @@ MASK = b".denied"  # the file that covers denied ones: nobody may read it
 _STAGE = b".stage"
 
 
+def _text(name: bytes) -> str:
+    """A file's name for a person: it need not be UTF-8 (path_resolution(7))."""
+    return name.decode(errors="backslashreplace")
+
+
 def open_source(path: bytes) -> tuple[int, posix.stat_result]:
     """Open a granted path, refusing a link anywhere in it and anything but a file or a directory."""
     fd = syscalls.openat2(syscalls.AT_FDCWD, path, posix.O_PATH, _SAFE)
     status = posix.fstat(fd)
     if status.st_mode & _IFMT not in (_IFDIR, _IFREG):
         posix.close(fd)
-        raise OSError(1, f"open {path.decode(errors='backslashreplace')}: neither a file nor a directory")
+        raise OSError(1, f"open {_text(path)}: neither a file nor a directory")
     return fd, status
 
 
@@ -60,7 +65,7 @@ def _attach(setup: Setup, tree: int, target: bytes) -> None:
     try:
         syscalls.move_mount(tree, place, b"")
     except OSError as error:
-        raise syscalls.explained(error, f"mount {target.decode()}") from None
+        raise syscalls.explained(error, f"mount {_text(target)}") from None
     finally:
         posix.close(place)
     posix.close(tree)
@@ -81,7 +86,7 @@ def _make_place(root: int, target: bytes, directory: bool) -> None:
             except OSError as error:
                 # What is there already is used as it is; EROFS means "there" too, or the open below says otherwise.
                 if error.errno not in (17, 30):
-                    raise syscalls.explained(error, f"mkdir {target.decode()}") from None
+                    raise syscalls.explained(error, f"mkdir {_text(target)}") from None
             deeper = syscalls.openat2(here, part, posix.O_PATH, _SAFE)
             posix.close(here)
             here = deeper
@@ -117,7 +122,7 @@ class Skeleton(Operation):
     layer = "mounts"
 
     def describe(self) -> str:
-        names = [path.decode() for path, content in self.files if content]
+        names = [_text(path) for path, content in self.files if content]
         return f"a skeleton of {len(self.directories)} folders; generated {', '.join('/' + name for name in names)}"
 
     def apply(self, setup: Setup) -> None:
@@ -145,7 +150,7 @@ class SystemTree(Operation):
     layer = "mounts"
 
     def describe(self) -> str:
-        return f"read {self.path.decode()}"
+        return f"read {_text(self.path)}"
 
     def apply(self, setup: Setup) -> None:
         tree = syscalls.open_tree(syscalls.AT_FDCWD, self.path, syscalls.OPEN_TREE_CLONE | syscalls.AT_RECURSIVE)
@@ -161,7 +166,7 @@ class SystemTreeWithout(SystemTree):
     hidden: tuple[bytes, ...]
 
     def describe(self) -> str:
-        return f"read {self.path.decode()} but not {', '.join(name.decode() for name in self.hidden)}"
+        return f"read {_text(self.path)} but not {', '.join(_text(name) for name in self.hidden)}"
 
     def apply(self, setup: Setup) -> None:
         tree = syscalls.open_tree(syscalls.AT_FDCWD, self.path, syscalls.OPEN_TREE_CLONE | syscalls.AT_RECURSIVE)
@@ -180,7 +185,7 @@ class Scratch(Operation):
     layer = "mounts"
 
     def describe(self) -> str:
-        return f"write {self.path.decode()}: empty, private, at most {self.size >> 20}M, gone at the end"
+        return f"write {_text(self.path)}: empty, private, at most {self.size >> 20}M, gone at the end"
 
     def apply(self, setup: Setup) -> None:
         # A fixed ratio of inodes to bytes, so that a million empty files are as bounded as one large one.
@@ -214,7 +219,7 @@ class Devices(Operation):
     layer = "mounts"
 
     def describe(self) -> str:
-        return f"/dev with {', '.join(name.decode() for name in self.names)} and terminals of its own"
+        return f"/dev with {', '.join(_text(name) for name in self.names)} and terminals of its own"
 
     def apply(self, setup: Setup) -> None:
         nosuid_noexec = syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NOEXEC
@@ -252,7 +257,7 @@ class ReadFile(Grant):
     """One file, read-only."""
 
     def describe(self) -> str:
-        return f"read {self.path.decode()}"
+        return f"read {_text(self.path)}"
 
     def attributes(self) -> int:
         return _NOSUID_NODEV | _RDONLY
@@ -268,9 +273,7 @@ class ReadMounts(Grant):
     """A tree with other file systems mounted below it, read-only: an overlay could not show those."""
 
     def describe(self) -> str:
-        return (
-            f"read {self.path.decode()} and the file systems mounted below it; sockets lying there can be connected to"
-        )
+        return f"read {_text(self.path)} and the file systems mounted below it; sockets lying there can be connected to"
 
     def attributes(self) -> int:
         return _NOSUID_NODEV | _RDONLY
@@ -293,8 +296,8 @@ class ReadTree(Grant):
     hidden: tuple[bytes, ...]
 
     def describe(self) -> str:
-        but = f" but not {', '.join(name.decode() for name in self.hidden)}" if self.hidden else ""
-        return f"read {self.path.decode()}{but}"
+        but = f" but not {', '.join(_text(name) for name in self.hidden)}" if self.hidden else ""
+        return f"read {_text(self.path)}{but}"
 
     def attributes(self) -> int:
         return _NOSUID_NODEV | _RDONLY
@@ -311,7 +314,7 @@ class WriteTree(Grant):
     """A tree or file of the host, written directly."""
 
     def describe(self) -> str:
-        return f"write {self.path.decode()}, directly; sockets lying there can be connected to"
+        return f"write {_text(self.path)}, directly; sockets lying there can be connected to"
 
     def apply(self, setup: Setup) -> None:
         tree = _source_tree(setup, self.path, self.attributes())
@@ -387,7 +390,7 @@ class Alias(Operation):
     layer = "mounts"
 
     def describe(self) -> str:
-        return f"{self.path.decode()} leads to {self.target.decode()}"
+        return f"{_text(self.path)} leads to {_text(self.target)}"
 
     def apply(self, setup: Setup) -> None:
         folder = self.path.rpartition(b"/")[0]
@@ -473,7 +476,7 @@ class Mask(Operation):
     layer = "mounts"
 
     def describe(self) -> str:
-        return f"deny {self.path.decode()}"
+        return f"deny {_text(self.path)}"
 
     def apply(self, setup: Setup) -> None:
         if not self.always and not self.path.startswith(setup.workspace + b"/"):
