@@ -571,10 +571,15 @@ static int flood_of_denials(char **argv)
     return 0;
 }
 
-/* A daemon that ignores what can be ignored, in a session of its own, and holds standard output. */
+/* A daemon that ignores what can be ignored, in a session of its own, and holds standard output. Its parent ends when it is
+ * up, with the same status. */
 static int orphan(char **argv)
 {
+    int up[2];
+    char byte;
     (void)argv;
+    if (pipe(up) < 0)
+        return failed();
     if (fork() == 0) {
         setsid();
         if (fork() == 0) {
@@ -582,13 +587,16 @@ static int orphan(char **argv)
                 signal(i, SIG_IGN);
             printf("OK %d\n", getpid());
             fflush(stdout);
+            close(up[0]);
+            close(up[1]);
             for (;;)
                 pause();
         }
         _exit(0);
     }
+    close(up[1]);
     wait(NULL);
-    return 0;
+    return read(up[0], &byte, 1) == 0 ? 0 : failed();
 }
 
 static const struct { const char *name; int (*run)(char **); int arguments; } attacks[] = {
