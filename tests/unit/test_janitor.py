@@ -1,0 +1,142 @@
+"""What removes control groups when a monitor cannot."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from osmoda.host import cgroup
+from osmoda.host.cgroup import Group
+
+NAME = f"osmoda-janitor-{os.getpid():x}"
+HERE = cgroup.find()
+delegated = pytest.mark.skipif(not HERE.has("pids") or HERE.scope, reason="no cgroup is delegated to this user")
+
+START = """
+import os, sys
+from osmoda.host.cgroup import Group
+from osmoda.sandbox.janitor import Janitor
+janitor = Janitor()
+groups = [Group(int(text.split(":")[0]), tuple(text.split(":")[1:])) for text in sys.argv[1:]]
+for group in groups:
+    janitor.mind(group)
+print(janitor._pid, flush=True)
+"""
+
+
+@pytest.fixture
+def groups():
+    made = [Group.create(HERE, f"{NAME}-{number}", 0, 0.0, 9) for number in range(2)]
+    yield made
+    for group in made:
+        while not group.remove():
+            group.kill()
+
+
+def there(groups):
+    return [all(map(os.path.isdir, group.directories)) for group in groups]
+
+
+def start(code, groups):
+    words = [":".join((str(group.version), *group.directories)) for group in groups]
+    process = subprocess.Popen(
+        [sys.executable, "-c", START + code, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    pid = int(process.stdout.readline())
+    return process, os.pidfd_open(pid)
+
+
+def wait(pidfd):
+    """Until the janitor is gone."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    assert poll.poll(30_000)
+    os.close(pidfd)
+
+
+@delegated
+@pytest.mark.orphans
+def test_a_killed_monitors_groups_are_removed(groups):
+    process, janitor = start("sys.stdin.read()", groups)
+    with process:
+        assert there(groups) == [True, True]
+        process.kill()
+    wait(janitor)
+    assert there(groups) == [False, False]
+
+
+@delegated
+@pytest.mark.orphans
+def test_with_the_processes_in_them(groups):
+    joins = groups[0].open_for_join()
+    code = f"from osmoda.host import cgroup; cgroup.join({joins}); print('in', flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], pass_fds=joins, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as inside:
+        for fd in joins:
+            os.close(fd)
+        assert inside.stdout is not None
+        assert inside.stdout.readline() == "in\n"
+        process, janitor = start("sys.stdin.read()", groups)
+        with process:
+            process.kill()
+        wait(janitor)
+        assert inside.wait(30) == -signal.SIGKILL
+    assert there(groups) == [False, False]
+
+
+@delegated
+@pytest.mark.orphans
+def test_a_group_that_was_released_is_left_alone(groups):
+    process, janitor = start("janitor.release(groups[1]); print('told', flush=True); sys.stdin.read()", groups)
+    with process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "told\n"
+        process.kill()
+    wait(janitor)
+    assert there(groups) == [False, True]
+
+
+@delegated
+@pytest.mark.orphans
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
+def test_no_signal_from_the_terminal_ends_it_before_its_monitor(number, groups):
+    process, janitor = start("sys.stdin.read()", groups)
+    signal.pidfd_send_signal(janitor, number)
+    with process:
+        assert there(groups) == [True, True]
+        process.kill()
+    wait(janitor)
+    assert there(groups) == [False, False]
+
+
+def test_at_a_normal_end_no_process_is_left():
+    process, janitor = start("janitor.close(); print('closed', flush=True)", [])
+    with process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "closed\n"
+    assert process.returncode == 0
+    wait(janitor)
+
+
+@pytest.mark.orphans
+def test_it_holds_nothing_of_its_monitor():
+    """Else a pipe of the monitor's would never be at its end."""
+    process, janitor = start("sys.stdin.read()", [])
+    with process:
+        with open(f"/proc/self/fdinfo/{janitor}") as info:
+            pid = next(int(line.split()[1]) for line in info if line.startswith("Pid:"))
+        while os.readlink(f"/proc/{pid}/cwd") != "/":  # the last step of its beginning
+            os.sched_yield()
+        held = {fd: os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")}
+        assert [fd for fd, target in held.items() if not target.startswith("/sys/fs/cgroup")] == ["0"]
+        with open(f"/proc/{pid}/comm") as name:
+            assert name.read() == "osmoda-janitor\n"
+        process.kill()
+    wait(janitor)
