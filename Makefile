@@ -22,7 +22,7 @@ test: test-system $(VENV)/.stamp-installed $(VENV)/.stamp-tox
 	@'$(VENV)/bin/tox' run --workdir '$(VENV)/tox' --installpkg "$$(echo '$(VENV)'/wheel/osmoda-*.whl)" $(if $(ARGS),-e py -- $(ARGS))
 
 bench: test-system $(VENV)/.stamp-installed $(VENV)/.stamp-tox
-	@'$(VENV)/bin/tox' run --workdir '$(VENV)/tox' --installpkg "$$(echo '$(VENV)'/wheel/osmoda-*.whl)" -e bench -- $(ARGS)
+	@'$(VENV)/bin/tox' run --workdir '$(VENV)/tox' --installpkg "$$(echo '$(VENV)'/wheel/osmoda-*.whl)" -e bench -- --install-peers --peers '$(abspath $(VENV))/peers' $(ARGS)
 
 install: demo-system $(VENV)/.stamp-installed
 
