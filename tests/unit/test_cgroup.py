@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from osmoda.host import cgroup
+from osmoda.host import cgroup, delegation
 from osmoda.host.cgroup import Group, Hierarchy
 
 NAME = f"osmoda-unit-{os.getpid():x}"
@@ -176,20 +176,37 @@ def tree(tmp_path, monkeypatch):
     return build
 
 
+def unified_group(path, controllers):
+    """The files of a group of version 2 that this user may rule, alone in it."""
+    files = {"controllers": controllers, "procs": f"{os.getpid()}\n", "subtree_control": "", "type": "domain\n"}
+    return {f"{path}cgroup.{name}": text for name, text in files.items()}
+
+
+@pytest.fixture
+def no_systemd(tmp_path, monkeypatch):
+    monkeypatch.setattr(delegation, "_BOOTED", str(tmp_path / "not-booted"))
+
+
+without_systemd = pytest.mark.usefixtures("no_systemd")
+
+
+@without_systemd
 def test_the_group_of_version_2_that_this_process_is_in(tree):
-    root = tree(["0::/user.slice/a"], **{"user.slice/a/cgroup.controllers": "cpu memory pids io\n"})
+    root = tree(["0::/user.slice/a"], **unified_group("user.slice/a/", "cpu memory pids io\n"))
     place = str(root / "user.slice/a")
     assert cgroup.find() == Hierarchy(2, (("memory", place), ("cpu", place), ("pids", place)))
 
 
+@without_systemd
 def test_controllers_of_version_2_that_are_not_there(tree):
-    root = tree(["0::/"], **{"cgroup.controllers": "pids cpuset"})
+    root = tree(["0::/"], **unified_group("", "pids cpuset"))
     assert cgroup.find() == Hierarchy(2, (("pids", str(root)),))
     assert not cgroup.find().has("memory")
 
 
+@without_systemd
 def test_a_hybrid_set_up_has_version_2_below_unified(tree):
-    root = tree(["3:cpuset:/", "0::/x"], **{"unified/x/cgroup.controllers": "memory"})
+    root = tree(["3:cpuset:/", "0::/x"], **unified_group("unified/x/", "memory"))
     assert cgroup.find() == Hierarchy(2, (("memory", str(root / "unified/x")),))
 
 
@@ -202,6 +219,7 @@ def test_controllers_of_version_1_come_first(tree):
     assert cgroup.find() == Hierarchy(1, places)
 
 
+@without_systemd
 @pytest.mark.parametrize("lines", [["0::/"], ["4:memory:/gone", "0::/gone"], []])
 def test_without_a_hierarchy_there_is_nothing(tree, lines):
     tree(lines)
