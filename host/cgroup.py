@@ -2,37 +2,52 @@
 
 v2 where the controllers are there (cgroups(7), Documentation/admin-guide/cgroup-v2.rst), else the v1 controllers. The
 group is made below the one this process is in, so a delegated subtree is enough and no other program's group is
-touched.
+touched. Where that is not possible but systemd can be asked for a scope, `find` says so (see systemd_scope.py).
 """
 
 from __future__ import annotations
 
+import fcntl
 import posix
 
-from osmoda.host import syscalls
+from osmoda.host import delegation, syscalls
 from osmoda.host.frozen import frozen
 
 _ROOT = "/sys/fs/cgroup"
+_CONTROLLERS = ("memory", "cpu", "pids")
 _ENOENT, _EBUSY = 2, 16
 
 
 @frozen
 class Hierarchy:
-    """Where limits can be set: `places` pairs a controller with the directory new groups are made in."""
+    """Where limits can be set: `places` pairs a controller with the directory new groups are made in.
+
+    `scope`: systemd has to be asked for the place first, and the directories are still empty strings.
+    """
 
     version: int
     places: tuple[tuple[str, str], ...]
+    scope: bool = False
 
     def has(self, controller: str) -> bool:
         """Whether a limit of `controller` can be set here."""
         return any(name == controller for name, _ in self.places)
 
 
+_settled: Hierarchy | None = None
+_leaf = ""
+_lock = -1
+_scope = ""
+_refusal = ""
+
+
 def find() -> Hierarchy:
     """The hierarchy that this process may make groups in; without any, `places` is empty."""
+    if _settled is not None:
+        return _settled
     unified, named = _own_groups()
     v1 = []
-    for controller in ("memory", "cpu", "pids"):
+    for controller in _CONTROLLERS:
         if controller in named:
             place = f"{_ROOT}/{controller}{named[controller]}".rstrip("/")
             if _writable(place):
@@ -40,13 +55,114 @@ def find() -> Hierarchy:
     if v1:
         return Hierarchy(1, tuple(v1))
     for mount in (_ROOT, _ROOT + "/unified"):
-        place = (mount + unified).rstrip("/")
-        available = _read(place + "/cgroup.controllers").split()
-        if available and _writable(place):
-            usable = tuple((name, place) for name in ("memory", "cpu", "pids") if name in available)
-            if usable:
-                return Hierarchy(2, usable)
+        place = delegation.place(mount, (mount + unified).rstrip("/"), _scope)
+        if place:
+            return Hierarchy(2, tuple([(name, place) for name in delegation.controllers(place)]))
+    offered = () if _refusal else delegation.offered(_ROOT)
+    if offered:
+        return Hierarchy(2, tuple([(name, "") for name in offered]), True)
     return Hierarchy(0, ())
+
+
+def enter_scope(unit: str) -> bool:
+    """This process has been moved into the scope `unit`, which is delegated to it: whether groups can be made there."""
+    global _scope
+    _scope = unit
+    found = find()
+    return bool(found.places) and not found.scope
+
+
+def refuse_scopes(reason: str) -> None:
+    """From now on `find` offers no scope in this process: systemd was asked, and `reason` says why there is none."""
+    global _refusal
+    _refusal = reason
+
+
+def refusal() -> str:
+    """Why systemd has given this process no scope, in words; empty when it was not asked or did."""
+    return _refusal
+
+
+def settle(hierarchy: Hierarchy) -> None:
+    """Make room for groups in `hierarchy`, and keep to it: `find` gives it from now on.
+
+    A v2 group with processes in it hands no controllers down (cgroup-v2.rst, "No Internal Process Constraint"), so
+    that this process, where it is in the place itself, moves into a leaf of its own. Raises OSError naming the file
+    when that fails; nothing is changed then.
+    """
+    global _settled, _leaf, _lock
+    if _settled is not None or hierarchy.version != 2:
+        return
+    place = hierarchy.places[0][1]
+    if delegation.holds_this_process(place) and not delegation.is_root(place):
+        leaf = f"{place}/osmoda-monitor-{posix.getpid():x}"
+        lock = posix.open(place, posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC)
+        try:
+            # Whoever takes controllers away at the end must be the only one who has handed them down.
+            _flock(lock, place)
+            # It exists when an earlier process had this pid, and its janitor was killed as well.
+            if not posix.access(leaf, posix.F_OK):
+                _mkdir(leaf)
+            try:
+                _write(leaf + "/cgroup.procs", "0")
+            except OSError:
+                posix.rmdir(leaf)
+                raise
+        except OSError:
+            posix.close(lock)
+            raise
+        _leaf, _lock = leaf, lock
+    _settled = hierarchy
+
+
+def leave() -> bool:
+    """Undo `settle` when the last group is removed; false while there is one, or another process in the leaf.
+
+    A place that systemd has made is left as it is: systemd removes it, leaf and all, with its last process. To leave
+    twice, or without having settled, is no error.
+    """
+    global _settled, _leaf, _lock
+    if not _leaf or _settled is None:
+        return True
+    place = _settled.places[0][1]
+    if _scope or delegation.is_marked(place):
+        return True
+    with posix.scandir(place) as entries:
+        if any(entry.is_dir() and entry.path != _leaf for entry in entries):
+            return False  # what limits there are must stay
+    if active := _read(place + "/cgroup.subtree_control").split():
+        _write(place + "/cgroup.subtree_control", " ".join([f"-{name}" for name in active]))
+    if not delegation.holds_this_process(place):
+        _write(place + "/cgroup.procs", "0")
+    if not Group(2, (_leaf,)).remove():
+        return False
+    posix.close(_lock)
+    _settled, _leaf, _lock = None, "", -1
+    return True
+
+
+def keep_lock(fd: int) -> int:
+    """Put the lock that keeps other launchers out of the place at `fd`; the lowest descriptor that is then free.
+
+    For a child that closes all others but is to `leave` when this process has died.
+    """
+    global _lock
+    if _lock < 0:
+        return fd
+    _lock = posix.dup2(_lock, fd, inheritable=False)
+    return fd + 1
+
+
+def _flock(fd: int, place: str) -> None:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise syscalls.explained(error, f"flock {place}") from None
+
+
+def own_group() -> str:
+    """The v2 group that this process is in, as a path from the root of its cgroup namespace."""
+    return _own_groups()[0]
 
 
 def _own_groups() -> tuple[str, dict[str, str]]:

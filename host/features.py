@@ -27,6 +27,8 @@ class Features:
     `privileged`: sandboxes get a host uid of their own and idmapped mounts. `controllers` are those of
     `cgroup_version` (0: none) in which this process may set limits. `user_namespaces` is the limit in force, 0 when
     they are switched off; `apparmor_restricted` tells that AppArmor takes capabilities away in them (Ubuntu 24.04).
+    `scope`: the controllers are those of a scope that systemd is asked for at the launch; `refusal` says why it gave
+    none to this process, empty when it was not asked or did.
     """
 
     kernel: tuple[int, int]
@@ -41,6 +43,8 @@ class Features:
     cgroup_version: int
     controllers: tuple[str, ...]
     last_capability: int
+    scope: bool = False
+    refusal: str = ""
 
 
 def probe() -> Features:
@@ -60,6 +64,8 @@ def probe() -> Features:
         cgroup_version=hierarchy.version,
         controllers=tuple([controller for controller, _ in hierarchy.places]),
         last_capability=_number("/proc/sys/kernel/cap_last_cap", 40),
+        scope=hierarchy.scope,
+        refusal=cgroup.refusal(),
     )
 
 

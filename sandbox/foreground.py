@@ -5,7 +5,7 @@ from __future__ import annotations
 import marshal
 import posix
 
-from osmoda.host import paths
+from osmoda.host import cgroup, paths
 from osmoda.host.frozen import values_of
 from osmoda.sandbox import launch, place, plans
 from osmoda.sandbox.errors import LaunchError, SandboxError
@@ -32,10 +32,10 @@ def run(request: Request) -> int:
     try:
         return _run(request, plan)
     except LaunchError as error:
-        if not cached or error.exit_code != 125:
+        if error.exit_code != 125 or not (cached or cgroup.refusal()):
             raise
-        # A host that changed under a kept plan looks like this: compile it anew, and if that makes no difference, say
-        # what failed.
+        # A host that changed under a kept plan looks like this, and so does systemd refusing a scope: compile it anew,
+        # and if that makes no difference, say what failed.
         renewed = plans.compile_again(request, directory)
         if renewed == plan:
             raise

@@ -2,7 +2,7 @@
 
 Everything else of a sandbox goes by itself when its monitor dies: processes by the parent-death signal, mounts and
 networks with their namespaces, the uid's lease with the last descriptor. A cgroup directory stays until somebody
-removes it.
+removes it, and the monitor may have left its own place for a leaf below it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from osmoda.host import cgroup, syscalls
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import signal as _signal
+    from collections.abc import Callable
     from typing import NoReturn
 else:
     import _signal
@@ -57,9 +58,9 @@ class Janitor:
 
 
 def _wait_for_the_end() -> NoReturn:
-    """The janitor itself: it holds nothing but the pipe, and with its signals blocked only SIGKILL ends it early."""
+    """The janitor itself: it holds the pipe and the place's lock; its signals blocked, only SIGKILL ends it early."""
     try:
-        syscalls.close_range(1, 0x7FFFFFFF)
+        syscalls.close_range(cgroup.keep_lock(1), 0x7FFFFFFF)
         syscalls.prctl_set_name(b"osmoda-janitor")
         posix.setsid()
         posix.chdir(b"/")
@@ -78,12 +79,22 @@ def _wait_for_the_end() -> NoReturn:
         for line in left:
             version, _, directories = line.decode().partition(" ")
             _remove(cgroup.Group(int(version), tuple(directories.split(" "))))
+        _patiently(cgroup.leave)
     finally:
         posix._exit(0)
 
 
 def _remove(group: cgroup.Group) -> None:
-    end = time.monotonic() + _PATIENCE
-    while not group.remove() and time.monotonic() < end:
+    def removed() -> bool:
+        if group.remove():
+            return True
         group.kill()
+        return False
+
+    _patiently(removed)
+
+
+def _patiently(done: Callable[[], bool]) -> None:
+    end = time.monotonic() + _PATIENCE
+    while not done() and time.monotonic() < end:
         time.sleep(0.002)

@@ -180,6 +180,7 @@ def dismiss_janitor() -> None:
     if _minding is not None:
         _minding.close()
         _minding = None
+        cgroup.leave()
 
 
 def _discard(group: cgroup.Group) -> None:
@@ -191,6 +192,12 @@ def _discard(group: cgroup.Group) -> None:
 
 def _make_group(plan: Plan, identity: str) -> cgroup.Group:
     hierarchy = cgroup.find()
+    if hierarchy.scope:
+        from osmoda.host import systemd_scope
+
+        systemd_scope.enter(f"osmoda-{identity}.scope")
+        hierarchy = cgroup.find()
+    cgroup.settle(hierarchy)
     return cgroup.Group.create(hierarchy, f"osmoda-{identity}", plan.memory, plan.cpu, plan.pids)
 
 
