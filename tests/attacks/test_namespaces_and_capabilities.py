@@ -145,14 +145,24 @@ def test_changing_mounts(attacker: Attacker) -> None:
     """
     control = attacker.world.run(["unshare", "-rm", "sh", "-ec", script], check=True)
     assert control.stdout.split() == ["OK", "OK"]
+    work = attacker.world.tmp / "work"
+    work.mkdir()
+    (work / ".env").write_text("the host's secret")
+    attacker.world.own(work)
+    profile = attacker.profile(f'[filesystem]\nworkspace = "direct"\ndeny = ["{work}/.env"]\n')
     attacks = {
         "remount-rw": ["call", str(MOUNT), "@none", "@/usr", "0", MS_REMOUNT_BIND_RW, "0"],
-        "uncover": ["call", str(UMOUNT2), "@/proc", MNT_DETACH],
+        "uncover": ["call", str(UMOUNT2), f"@{work}/.env", MNT_DETACH],
         "cover": ["call", str(MOUNT), "@none", "@/tmp", "@tmpfs", "0", "0"],
     }
-    ended = attacker.all_inside(attacks)
-    assert ended.each() == dict.fromkeys(attacks, "EPERM")
+    covered = {"covered": ["read", f"{work}/.env"], "program": ["write", "/usr/bin/env", "x"]}
+    assert attacker.outside("read", f"{work}/.env").line == "OK the host's secret"
+    ended = attacker.all_inside(attacks | covered, ["--profile", profile, "--workspace", str(work)])
+    found = ended.each()
+    assert {name: found[name] for name in attacks} == dict.fromkeys(attacks, "EPERM")
     assert ended.refused() == {"mount", "umount2"}
+    assert found["covered"] == "EACCES"
+    assert found["program"] in ("EROFS", "EACCES")
 
 
 def control_groups() -> Path | None:

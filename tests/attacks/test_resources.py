@@ -19,15 +19,15 @@ def stopped(line: str) -> tuple[str, int]:
     return error, int(count)
 
 
-@pytest.mark.parametrize("bomb", ["forks", "threads"])
-def test_a_bomb_of_processes(attacker: Attacker, bomb: str) -> None:
+def test_a_bomb_of_processes(attacker: Attacker) -> None:
     """All at once, each waiting. The rlimit counts in the sandbox's own user namespace, so that nobody else's count."""
-    assert attacker.outside(bomb, "300").line == "OK all"
+    bombs = {bomb: [bomb, "300"] for bomb in ("forks", "threads")}
+    assert attacker.all_outside(bombs) == dict.fromkeys(bombs, "OK all")
     profile = attacker.profile("[process]\npids = 100\n")
-    ended = attacker.inside(bomb, "300", options=["--profile", profile])
-    error, count = stopped(ended.line)
-    assert error == "EAGAIN"
-    assert 90 <= count < 100
+    for line in attacker.all_inside(bombs, ["--profile", profile]).each().values():
+        error, count = stopped(line)
+        assert error == "EAGAIN"
+        assert 90 <= count < 100
 
 
 @as_root
@@ -63,8 +63,7 @@ def test_a_bomb_of_memory_in_each_process(attacker: Attacker) -> None:
     assert taken < 100 * MEGABYTE
 
 
-@pytest.mark.parametrize("place", ["/tmp", "/home/agent", "/dev/shm"])
-def test_a_bomb_of_files(attacker: Attacker, place: str) -> None:
+def test_a_bomb_of_files(attacker: Attacker) -> None:
     """Empty ones: they take inodes, which are the kernel's memory, and no space."""
     count = 3000
     outside = attacker.world.tmp / "files"
@@ -72,11 +71,13 @@ def test_a_bomb_of_files(attacker: Attacker, place: str) -> None:
     attacker.world.own(outside)
     assert attacker.outside("inodes", str(outside), str(count)).line == "OK all"
     profile = attacker.profile('[filesystem]\ntmp = "4M"\n')
-    ended = attacker.inside("inodes", place, str(count), options=["--profile", profile])
-    error, made = stopped(ended.line)
-    assert error == "ENOSPC"
-    assert made <= 1024
-    full = attacker.run("sh", "-c", f"head -c 5000000 /dev/zero >{place}/big", options=["--profile", profile])
+    places = ("/tmp", "/home/agent", "/dev/shm")
+    ended = attacker.all_inside({place: ["inodes", place, str(count)] for place in places}, ["--profile", profile])
+    for place, line in ended.each().items():
+        error, made = stopped(line)
+        assert error == "ENOSPC", place
+        assert made <= 1024, place
+    full = attacker.run("sh", "-c", "head -c 5000000 /dev/zero >/tmp/big", options=["--profile", profile])
     assert "No space left on device" in full.errors
 
 
@@ -114,7 +115,7 @@ def resident_megabytes(pid: int) -> float:
 
 def test_a_flood_of_refused_calls(attacker: Attacker) -> None:
     """Each is answered by the monitor, which answers so many a second and keeps so many, and no more."""
-    count = 5000
+    count = 5000  # more than two seconds' worth
     assert attacker.outside("denials", "10").status == 0
     ended = attacker.inside("denials", str(count))
     assert ended.line == f"OK {count}", "every single one was refused"

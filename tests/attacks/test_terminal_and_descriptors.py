@@ -16,16 +16,16 @@ TIOCLINUX, TIOCCONS, TIOCSETD = "0x541c", "0x541d", "0x5423"
 
 
 @as_root
-@pytest.mark.parametrize("high_bits", ["0", "1", "0xffffffff"])
-def test_typing_into_the_terminal(attacker: Attacker, high_bits: str) -> None:
+def test_typing_into_the_terminal(attacker: Attacker) -> None:
     """TIOCSTI puts characters into the terminal's input, for the shell to run when the program has ended.
 
     The kernel takes 32 bits of the request: with any above set it is the same (CVE-2019-10063). As root, since newer
     kernels keep TIOCSTI for CAP_SYS_ADMIN.
     """
-    assert attacker.outside("tiocsti", high_bits, privileged=True).line == "OK typed"
-    ended = attacker.inside("tiocsti", high_bits)
-    assert (ended.line, ended.refused()) == ("EPERM", {"ioctl"})
+    attacks = {high_bits: ["tiocsti", high_bits] for high_bits in ("0", "1", "0xffffffff")}
+    assert attacker.all_outside(attacks, privileged=True) == dict.fromkeys(attacks, "OK typed")
+    ended = attacker.all_inside(attacks)
+    assert (ended.each(), ended.refused()) == (dict.fromkeys(attacks, "EPERM"), {"ioctl"})
 
 
 def test_the_consoles_paste_buffer_and_output(attacker: Attacker) -> None:
