@@ -55,17 +55,16 @@ def workspace(plan: Plan, asked: str) -> bytes:
 
 def _refuse_in_denied(plan: Plan, work: bytes) -> None:
     """What is denied or pinned in a workspace is covered there; one that lies in it could not be."""
+    fixed: list[tuple[bytes, str]] = []
     for operation in plan.operations:
         if isinstance(operation, mounting.Mask):
-            fixed, why = (operation.path,), f"{operation.origin} denies"
+            fixed.append((operation.path, f"{operation.origin} denies"))
         elif isinstance(operation, mounting.Pinned):
-            fixed, why = operation.paths, "no sandbox may write"
-        else:
-            continue
-        for place in fixed:
-            if (work + b"/").startswith(place + b"/"):
-                where, what = (name.decode(errors="backslashreplace") for name in (work, place))
-                raise LaunchError(f"{where} cannot be a workspace: it lies in {what}, which {why}")
+            fixed.extend([(path, "no sandbox may write") for path in operation.paths])
+    for place, why in fixed:
+        if (work + b"/").startswith(place + b"/"):
+            where, what = (name.decode(errors="backslashreplace") for name in (work, place))
+            raise LaunchError(f"{where} cannot be a workspace: it lies in {what}, which {why}")
 
 
 def _real(path: str) -> str:
