@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 from collections.abc import Iterator
@@ -9,10 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from osmoda.sandbox import granted_paths
+from osmoda.sandbox.errors import CompileError
+from osmoda.sandbox.operations import mounting
 from tests.attacks.conftest import Attacker, as_root
 
 SECRET = "the host's secret"
-RACES = 8
+RACES = 5
 
 
 @pytest.fixture
@@ -68,6 +72,30 @@ def test_a_granted_folder_swapped_for_a_link_during_the_set_up(attacker: Attacke
     found = {reads(attacker, swapped, [f"--{grant}", str(swapped)]) for _ in range(RACES)}
     # Whoever looks, looks once: the compiler walks the path itself, openat2 takes no link (RESOLVE_NO_SYMLINKS).
     assert {answer for answer in found if not answer.startswith("osmoda-sandbox: ")} <= {"harmless"}
+
+
+def led_astray(path: str, private: str) -> dict[str, int]:
+    """How often of many times each way to look at `path` ends in the private folder."""
+    found = dict.fromkeys(("a program", "the compiler", "the launch"), 0)
+    for _ in range(4000):
+        fd = os.open(path, os.O_PATH)
+        found["a program"] += os.readlink(f"/proc/self/fd/{fd}") == private
+        os.close(fd)
+        with contextlib.suppress(CompileError, OSError):
+            found["the compiler"] += granted_paths.resolve_grant(path, "", write=False, never=()) == private
+        with contextlib.suppress(OSError):
+            fd, _ = mounting.open_source(os.fsencode(path))
+            found["the launch"] += os.readlink(f"/proc/self/fd/{fd}") == private
+            os.close(fd)
+    return found
+
+
+@pytest.mark.parametrize("tier", [1], ids=[""], indirect=True)
+def test_each_look_at_a_folder_swapped_for_a_link(attacker: Attacker, swapped: Path, private: Path) -> None:
+    """The same race for the compiler and the launch alone, which one can lose thousands of times a second."""
+    found = attacker.world.call(led_astray, str(swapped), str(private))
+    assert found["a program"] > 100, "the control"
+    assert (found["the compiler"], found["the launch"]) == (0, 0)
 
 
 def test_a_file_in_a_granted_folder_swapped_for_a_link(attacker: Attacker, granted: Path, private: Path) -> None:
