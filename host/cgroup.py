@@ -268,13 +268,13 @@ class Group:
         """Descriptors for `join`: opened here, used by the child (the v1 kernel stalls when another writes its pid)."""
         name = "/cgroup.procs" if self.version == 2 else "/tasks"
         opened: list[int] = []
-        try:
-            for path in self.directories:
+        for path in self.directories:
+            try:
                 opened.append(posix.open(path + name, posix.O_WRONLY | posix.O_CLOEXEC))
-        except OSError as error:
-            for fd in opened:
-                posix.close(fd)
-            raise syscalls.explained(error, f"open {path}{name}") from None
+            except OSError as error:
+                for fd in opened:
+                    posix.close(fd)
+                raise syscalls.explained(error, f"open {path}{name}") from None
         return tuple(opened)
 
     def oom_kills(self) -> int:
