@@ -115,6 +115,8 @@ def _answer(fd: int, path: str, unit: str, pid: int) -> NoReturn:
         os.write(fd, _DONE)
     except (_Refused, OSError) as error:
         os.write(fd, (getattr(error, "strerror", None) or str(error)).encode())
+    except EOFError:
+        os.write(fd, b"the bus hung up")
     except BaseException as error:
         os.write(fd, f"{type(error).__name__}: {error}".encode())
     finally:

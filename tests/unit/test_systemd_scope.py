@@ -173,7 +173,7 @@ REFUSALS = {
         "it says that it did, but this process is in /user.slice/session-1.scope",
     ),
     "no controllers come with it": (ending_with("done"), {}, "the scope it started has no controllers to hand down"),
-    "it hangs up": (lambda call: None, {}, ""),
+    "it hangs up": (lambda call: None, {}, "the bus hung up"),
     "it never answers": (lambda call: [], {"patience": 0.3}, "it did not answer within 0.3 seconds"),
     "nobody listens": (None, {}, "connect"),
 }
