@@ -11,6 +11,7 @@ when a stopped command is to continue.
 
 from __future__ import annotations
 
+import _signal
 import _socket
 import fcntl
 import marshal
@@ -22,7 +23,7 @@ from osmoda.sandbox.operations import confinement
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, NoReturn
+    from typing import NoReturn
 
     from osmoda.sandbox.operations import Operation, Setup
 
@@ -167,40 +168,53 @@ def _spawn(command: Command, slave: bytes) -> int:
     except OSError as error:
         what = command.directory.decode(errors="backslashreplace")
         raise syscalls.explained(error, f"chdir {what}") from None
-    terminal = _take_terminal(slave) if command.terminals else -1
-    session: dict[str, Any] = {"setpgroup": 0} if command.terminals else {"setsid": True}
     program = _find(command.argv[0], environment.get("PATH", ""))
     try:
-        pid = posix.posix_spawn(
-            program,
-            command.argv,
-            environment,
-            file_actions=[(posix.POSIX_SPAWN_DUP2, terminal, fd) for fd in command.terminals],
-            setsigmask=(),
-            setsigdef=_DEFAULTED,
-            **session,
-        )
+        if command.terminals:
+            return _fork_on_terminal(program, command, environment, slave)
+        return posix.posix_spawn(program, command.argv, environment, setsid=True, setsigmask=(), setsigdef=_DEFAULTED)
     except OSError as error:
         raise syscalls.explained(error, f"execve {program}") from None
-    if command.terminals:
-        posix.tcsetpgrp(terminal, pid)
-        # It may have been stopped for using the terminal a moment before it was in the foreground.
-        posix.killpg(pid, _SIGCONT)
-        posix.close(terminal)
-    return pid
 
 
-def _take_terminal(slave: bytes) -> int:
-    """Make the sandbox's terminal the controlling one of a session that pid 1 leads; a descriptor of it.
+def _fork_on_terminal(program: str, command: Command, environment: dict[str, str], slave: bytes) -> int:
+    """Start the command in the foreground of the sandbox's terminal, in a session that pid 1 leads.
 
-    The command gets a process group of its own in that session. In a group whose every parent is in another session,
-    an orphaned one, Ctrl-Z would stop nothing (setpgid(2)).
+    The command gets a process group of its own in that session: in a group whose every parent is in another session,
+    an orphaned one, Ctrl-Z would stop nothing (setpgid(2)). It must be in the foreground before it runs, or keys that
+    are typed early are lost, and posix_spawn(3) cannot see to that; hence the fork.
     """
     if not slave:
         raise OSError(25, "the terminal was not set up")
     posix.setsid()
     # Opened by a session leader without a terminal, it becomes its controlling one.
-    return posix.open(slave, posix.O_RDWR | posix.O_CLOEXEC)
+    terminal = posix.open(slave, posix.O_RDWR | posix.O_CLOEXEC)
+    failure, report = posix.pipe2(posix.O_CLOEXEC)
+    pid = posix.fork()
+    if pid == 0:
+        try:
+            posix.setpgid(0, 0)
+            # Allowed from the background too: SIGTTOU is blocked, as all signals are up to here (tcsetpgrp(3)).
+            posix.tcsetpgrp(terminal, posix.getpid())
+            for fd in command.terminals:
+                posix.dup2(terminal, fd)
+            for number in _DEFAULTED:
+                _signal.signal(number, _signal.SIG_DFL)
+            _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
+            posix.execve(program, command.argv, environment)
+        except OSError as error:
+            posix.write(report, (error.errno or 0).to_bytes(4, "little"))
+        finally:
+            posix._exit(127)
+    for fd in (terminal, report):
+        posix.close(fd)
+    failed = posix.read(failure, 4)
+    posix.close(failure)
+    if failed:
+        posix.waitpid(pid, 0)
+        number = int.from_bytes(failed, "little")
+        raise OSError(number, posix.strerror(number))
+    return pid
 
 
 def _find(name: str, path: str) -> str:

@@ -66,6 +66,22 @@ def test_ctrl_c_ends_a_command_that_does_not_handle_it(world: World) -> None:
         assert terminal.end() == 128 + signal.SIGINT
 
 
+def test_keys_that_come_at_once_reach_the_command(world: World) -> None:
+    """It is in the foreground from its first instruction on."""
+    for _ in range(10):
+        with inside(world, "sh", "-c", "echo ready; exec sleep 1000") as terminal:
+            terminal.expect("r")
+            terminal.press("\x03")
+            assert terminal.end() == 128 + signal.SIGINT
+
+
+def test_a_command_that_cannot_be_run_on_a_terminal(world: World) -> None:
+    for command, code in (("no-such-command", 127), ("/etc/passwd", 126)):
+        with inside(world, command) as terminal:
+            assert terminal.end() == code
+            assert terminal.screen.startswith(b"osmoda-sandbox: " + command.encode())
+
+
 def test_ctrl_d_is_the_end_of_input(world: World) -> None:
     with inside(world, "sh", "-c", "echo ready; cat; echo over") as terminal:
         terminal.expect("ready\r\n")
