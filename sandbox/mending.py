@@ -60,8 +60,8 @@ def for_controller(host: Features, controller: str) -> str:
     give_up = _GIVE_UP.format(controller)
     if host.uid:
         return (
-            "under systemd: systemd-run --user --scope -p Delegate=yes osmoda-sandbox …, and for services without a "
-            f"login: loginctl enable-linger; or {give_up}"
+            "systemd gives a scope to whom it runs a manager with a bus for: install dbus-user-session, without a login "
+            f"loginctl enable-linger; or start osmoda in a service with Delegate=yes; or {give_up}"
         )
     if host.cgroup_version:
         return f"the {controller} controller is not there at this place of the hierarchy: enable it above; or {give_up}"
