@@ -127,7 +127,7 @@ class Watched:
             return
         except ConnectionResetError:
             # It ended before it had read what was sent to it.
-            data = b""
+            data, ancillary, flags = b"", [], 0
         if not data:
             self._init_gone()
             return
