@@ -27,8 +27,8 @@ class Denial:
 
     `time` is seconds since the epoch, 0 where the kernel only counted; `pid` as the host counts, 0 for the whole
     sandbox. `operation` is the call or the limit, `object` what it was about. `habitual` is what programs try out of
-    habit and do without. `count` is how often. `origin` is the file:line to change and `line` what to write there, both empty where no profile of this tier
-    can allow it.
+    habit and do without. `count` is how often. `origin` is the file:line to change and `line` what to write there,
+    both empty where no profile of this tier can allow it.
     """
 
     time: float

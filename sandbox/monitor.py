@@ -121,13 +121,13 @@ class Watched:
     # --- messages of pid 1 ---
 
     def control_ready(self) -> None:
+        data, ancillary, flags = b"", [], 0
         try:
             data, ancillary, flags, _ = self.launched.control.recvmsg(65536, 64, _socket.MSG_DONTWAIT)
         except BlockingIOError:
             return
         except ConnectionResetError:
-            # It ended before it had read what was sent to it.
-            data, ancillary, flags = b"", [], 0
+            pass  # it ended before it had read what was sent to it
         if not data:
             self._init_gone()
             return
@@ -271,7 +271,7 @@ class Watched:
                 forks_refused=group.pids_refused() if group else 0,
                 refused=self.refused,
                 denials=tuple(
-                    [RawDenial(*values_of(denial)[:-1], self._counts[key]) for key, denial in self.denials.items()]
+                    [RawDenial(*[*values_of(denial)[:-1], self._counts[key]]) for key, denial in self.denials.items()]
                 ),
             )
         )
