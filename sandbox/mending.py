@@ -60,7 +60,7 @@ def for_controller(host: Features, controller: str) -> str:
     give_up = _GIVE_UP.format(controller)
     if host.uid:
         return (
-            "systemd gives a scope to whom it runs a manager with a bus for: install dbus-user-session, without a login "
+            "systemd gives a scope to users whose manager has a bus: install dbus-user-session, and without a login "
             f"loginctl enable-linger; or start osmoda in a service with Delegate=yes; or {give_up}"
         )
     if host.cgroup_version:
