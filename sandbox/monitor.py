@@ -121,7 +121,8 @@ class Watched:
     # --- messages of pid 1 ---
 
     def control_ready(self) -> None:
-        data, ancillary, flags = b"", [], 0
+        data, flags = b"", 0
+        ancillary: list[tuple[int, int, bytes]] = []
         try:
             data, ancillary, flags, _ = self.launched.control.recvmsg(65536, 64, _socket.MSG_DONTWAIT)
         except BlockingIOError:
