@@ -43,7 +43,7 @@ def of_request(request: Request, directory: str) -> tuple[Plan, Witnesses]:
     files_read = tuple((path, digest) for path, digest in profile.files if os.path.isabs(path))
     try:
         # Before the compilation: what changes while it goes on must show as a change.
-        same = tuple((path, os.path.realpath(path)) for path in declared if os.path.lexists(path))
+        same = tuple((path, _real(path)) for path in declared if os.path.lexists(path))
         # What is denied and not there may come as a link to something that is.
         absent = tuple(path for path in declared if not os.path.lexists(path))
         plan = compile_profile(profile, features.probe())
@@ -51,6 +51,14 @@ def of_request(request: Request, directory: str) -> tuple[Plan, Witnesses]:
         # A name that was a link when it was asked about and none when it was read, for instance.
         raise CompileError(f"{error.filename} has changed while the profile was compiled: {error.strerror}") from None
     return plan, cache.witness(files_read, (*_absent(request, profile), *absent), same, system_view.copied())
+
+
+def _real(path: str) -> str:
+    """Where `path` leads; itself where that may not be asked (a link of /proc), which the compilation refuses by name."""
+    try:
+        return os.path.realpath(path)
+    except PermissionError:
+        return path
 
 
 def _declared(request: Request) -> dict[str, object]:
