@@ -11,7 +11,6 @@ when a stopped command is to continue.
 
 from __future__ import annotations
 
-import _signal
 import _socket
 import fcntl
 import marshal
@@ -23,9 +22,12 @@ from osmoda.sandbox.operations import confinement
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import signal as _signal
     from typing import NoReturn
 
     from osmoda.sandbox.operations import Operation, Setup
+else:
+    import _signal
 
 _CONTROL = 3
 _ABOVE = 128

@@ -60,8 +60,8 @@ def for_controller(host: Features, controller: str) -> str:
     give_up = _GIVE_UP.format(controller)
     if host.uid:
         return (
-            "systemd gives a scope to users whose manager has a bus: install dbus-user-session, and without a login "
-            f"loginctl enable-linger; or start osmoda in a service with Delegate=yes; or {give_up}"
+            "systemd gives a scope to users whose manager has a bus: install dbus-user-session and, without a login, "
+            f"loginctl enable-linger; or start it in a service with Delegate=yes; or {give_up}"
         )
     if host.cgroup_version:
         return f"the {controller} controller is not there at this place of the hierarchy: enable it above; or {give_up}"
