@@ -73,7 +73,10 @@ def enter_scope(unit: str) -> bool:
 
 
 def refuse_scopes(reason: str) -> None:
-    """From now on `find` offers no scope in this process: systemd was asked, and `reason` says why there is none."""
+    """From now on `find` offers no scope in this process: systemd was asked, and `reason` says why there is none.
+
+    An empty `reason` takes that back.
+    """
     global _refusal
     _refusal = reason
 

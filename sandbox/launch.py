@@ -191,6 +191,7 @@ def _discard(group: cgroup.Group) -> None:
 
 
 def _make_group(plan: Plan, identity: str) -> cgroup.Group:
+    cgroup.refuse_scopes("")  # a resident launcher asks each time
     hierarchy = cgroup.find()
     if hierarchy.scope:
         from osmoda.host import systemd_scope
