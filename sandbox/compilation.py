@@ -54,7 +54,7 @@ def of_request(request: Request, directory: str) -> tuple[Plan, Witnesses]:
 
 
 def _real(path: str) -> str:
-    """Where `path` leads; itself where that may not be asked (a link of /proc), which the compilation refuses by name."""
+    """Where `path` leads; itself where that may not be asked, as with a link of /proc: the compilation says why."""
     try:
         return os.path.realpath(path)
     except PermissionError:
