@@ -21,12 +21,12 @@ def place(mount: str, own: str, scope: str = "") -> str:
     `mount` is where the hierarchy is mounted, `scope` the name of a scope that systemd has delegated to this process.
     The place has at least one of CONTROLLERS to hand down.
     """
-    if not _is_below(own, mount) or not controllers(own):
+    if not _is_below(own, mount):
         return ""
     # A group with processes of others in it cannot hand controllers down, and they are not ours to move.
     ours = (scope and own.endswith(f"/{scope}")) or _is_delegated(own)
-    if _may_rule(own) and ours and (is_root(own) or _processes(own) <= {str(posix.getpid())}):
-        return own
+    if ours and _may_rule(own) and (is_root(own) or _processes(own) <= {str(posix.getpid())}):
+        return own if controllers(own) else ""
     # A unit with DelegateSubgroup= has its processes in a leaf already (systemd.resource-control(5)).
     parent = own.rpartition("/")[0]
     if _is_below(parent, mount) and is_marked(parent) and not _is_manager(parent) and _may_rule(parent):

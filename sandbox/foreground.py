@@ -39,6 +39,10 @@ def run(request: Request) -> int:
         renewed = plans.compile_again(request, directory)
         if renewed == plan:
             raise
+        if cgroup.refusal():
+            from osmoda.sandbox.summary import say_degraded
+
+            say_degraded(renewed)
         return _run(request, renewed)
 
 

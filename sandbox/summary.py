@@ -6,12 +6,19 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
-from osmoda.sandbox import denials
+from osmoda.sandbox import denials, report
 
 if TYPE_CHECKING:
     from osmoda.sandbox.monitor import Outcome
     from osmoda.sandbox.plan import Plan
     from osmoda.sandbox.request import Request
+
+
+def say_degraded(plan: Plan) -> None:
+    """Write to stderr which layers this run goes without: `explain` could not know that they would fail just now."""
+    for entry in plan.degraded:
+        text = f"without the layer {entry.layer}, as {entry.origin} allows: {entry.reason}"
+        print(f"osmoda-sandbox: {report.clean(text)}", file=sys.stderr)
 
 
 def summarise(request: Request, plan: Plan, identity: str, outcome: Outcome) -> None:
@@ -29,6 +36,7 @@ def summarise(request: Request, plan: Plan, identity: str, outcome: Outcome) -> 
             "cpu_user_s": outcome.user_time,
             "cpu_system_s": outcome.system_time,
             "peak_memory_bytes": outcome.peak_memory,
+            "degraded": [{"layer": entry.layer, "reason": entry.reason} for entry in plan.degraded],
             "denials": [denial.as_dict() for denial in found],
         }
         print(json.dumps(record), file=sys.stderr)

@@ -132,7 +132,8 @@ def test_a_scope_that_this_process_was_given_is_its_own(booted, group, mount, ma
 
 def test_a_unit_with_a_delegated_subgroup_has_its_place_above(booted, group, mount, mark):
     unit = group("system.slice/a.service")
-    own = group("system.slice/a.service/main", (ME, "1"))
+    # Nobody has handed the subgroup any controllers yet.
+    own = group("system.slice/a.service/main", (ME, "1"), controllers="")
     assert delegation.place(mount, own) == ""
     mark(unit)
     assert delegation.place(mount, own) == unit
