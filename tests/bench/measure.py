@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import peers
-from timing import Sample, Timing, interleaved, spawned
+from timing import Sample, Timing, adopt_orphans, children, interleaved, spawned
 
 from osmoda.host import features
 from osmoda.sandbox import PIPE, Profile, Sandbox, plans
@@ -54,7 +54,7 @@ def launches(rounds: int) -> dict[str, Any]:
     Path("limited.toml").write_text("\n".join(["schema = 1", "tier = 2", "[process]", "pids = 64", *limits]) + "\n")
     sandbox = Sandbox("limited.toml")
     sandbox.run(["true"])
-    (launcher,) = _children(os.getpid())
+    (launcher,) = children()
 
     def ours() -> Sample:
         cpu, began = time.process_time(), time.perf_counter()
@@ -206,10 +206,6 @@ def _works(argv: list[str]) -> bool:
     return peers.works(argv, os.environ)
 
 
-def _children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
 def _cpu(pid: int) -> float:
     """Seconds of CPU that a process and the children it has reaped have used (proc_pid_stat(5))."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -231,6 +227,7 @@ def _private(pid: int) -> int:
 def main() -> None:
     spec = json.loads(sys.argv[1])
     os.chdir(spec["tmp"])
+    adopt_orphans()
     rounds: int = spec["rounds"]
     # A peer may leave core dumps behind on a crash.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

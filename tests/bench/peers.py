@@ -27,12 +27,12 @@ def install(folder: Path) -> list[str]:
                 stderr=subprocess.DEVNULL,
                 check=False,
             )
-    if not srt(folder).exists() and shutil.which("npm"):
+    if not os.access(srt(folder), os.X_OK) and shutil.which("npm"):
         folder.mkdir(parents=True, exist_ok=True)
         npm = ["npm", "install", "--silent", "--no-fund", "--no-audit", "--prefix", str(folder), SRT]
         subprocess.run(npm, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
     absent = [package for package, command in PACKAGES.items() if shutil.which(command) is None]
-    if not srt(folder).exists():
+    if not os.access(srt(folder), os.X_OK):
         absent.append(SRT)
     return absent
 
@@ -67,7 +67,7 @@ def others(folder: Path) -> dict[str, list[str]]:
     nsjail = shutil.which("nsjail")
     if nsjail:
         found["nsjail"] = [nsjail, "-Mo", "-Q", "-R", "/usr", "-R", "/lib", "-R", "/lib64", "-T", "/tmp", "--", TRUE]
-    if srt(folder).exists():
+    if os.access(srt(folder), os.X_OK):
         found["srt"] = [str(srt(folder)), TRUE]
     return found
 

@@ -152,7 +152,7 @@ def main() -> None:
     if options.install_peers:
         peers.install(options.peers)
     absent = [command for command in peers.PACKAGES.values() if shutil.which(command) is None]
-    if not peers.srt(options.peers).exists():
+    if not os.access(peers.srt(options.peers), os.X_OK):
         absent.append("srt")
     lines: list[Row] = []
     everything: dict[str, Any] = {}
