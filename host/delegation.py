@@ -24,8 +24,9 @@ def place(mount: str, own: str, scope: str = "") -> str:
     if not _is_below(own, mount):
         return ""
     # A group with processes of others in it cannot hand controllers down, and they are not ours to move.
-    ours = (scope and own.endswith(f"/{scope}")) or _is_delegated(own)
-    if ours and _may_rule(own) and (is_root(own) or _processes(own) <= {str(posix.getpid())}):
+    given = bool(scope) and own.endswith(f"/{scope}")
+    alone = is_root(own) or _processes(own) <= {str(posix.getpid())}
+    if _may_rule(own) and alone and (given or _is_delegated(own)):
         return own if controllers(own) else ""
     # A unit with DelegateSubgroup= has its processes in a leaf already (systemd.resource-control(5)).
     parent = own.rpartition("/")[0]

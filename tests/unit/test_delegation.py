@@ -79,6 +79,13 @@ def test_without_controllers_it_is_no_place(unbooted, group, mount):
     assert delegation.place(mount, group("a", (ME,), controllers="cpuset io")) == ""
 
 
+@pytest.mark.parametrize("uid", [0, 4321])
+def test_a_group_that_is_not_there_is_no_place(uid, booted, mount, mark, monkeypatch):
+    monkeypatch.setattr(delegation.posix, "geteuid", lambda: uid)
+    assert delegation.place(f"{mount}/unified", f"{mount}/unified/system.slice/a.service") == ""
+    assert delegation.place(f"{mount}/unified", f"{mount}/unified") == ""
+
+
 def test_what_lies_outside_the_cgroup_namespace_is_no_place(unbooted, group, mount):
     group("a", (ME,))
     group("b", (ME,))
