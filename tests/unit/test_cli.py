@@ -91,9 +91,12 @@ def test_explain_names_lines(capsys, profile):
     code, out, _ = run(capsys, "explain", profile)
     assert code == 0
     assert "agent.toml: tier 1" in out
-    assert any("notes but not .env" in line and line.rstrip().endswith("agent.toml:5") for line in out.splitlines())
+    assert "notes but not .env" in " ".join(out.split()), "however the terminal's width wraps it"
     code, found = record(capsys, "explain", profile)
     assert (code, found["tier"], found["description"]) == (0, 1, "Reads notes")
+    mounts = next(layer for layer in found["layers"] if layer["name"] == "mounts")
+    (granted,) = (line for line in mounts["lines"] if line["text"].endswith("notes but not .env"))
+    assert granted["origin"].endswith("agent.toml:5")
 
 
 def test_explain_takes_the_options_of_run(capsys, profile, tmp_path):
