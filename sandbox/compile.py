@@ -86,11 +86,12 @@ def _limits(profile: Profile, features: Features, degraded: _Degraded) -> tuple[
             )
     memory = memory if "memory" in features.controllers else 0
     cpu = cpu if "cpu" in features.controllers else 0.0
-    # In tiers 1 and 2 the rlimit holds in any case, and the group counts the refusals too. In tier 0 there is only the
-    # group.
+    # In tiers 1 and 2 the rlimit holds in any case. A v2 group, where there is one, counts the refusals too; a v1 group
+    # would be one more hierarchy to join, a tenth of a launch. In tier 0 there is only the group.
     origin = profile.origin("process", "pids")
     declared = not origin.startswith("tier")
-    counted = "pids" in features.controllers and (declared if profile.tier == 0 else bool(memory or cpu))
+    wanted = declared if profile.tier == 0 else features.cgroup_version == 2 and bool(memory or cpu)
+    counted = wanted and "pids" in features.controllers
     if profile.tier == 0 and declared and not counted:
         degraded.allow("pids", f"process.pids cannot be enforced: {_no_controller('pids', features)}", origin)
     return memory, cpu, profile.process.pids + 1 if counted else 0

@@ -35,6 +35,10 @@ _ABOVE = 128
 _DEFAULTED = (2, 3, 13, 15, 17, 18, 20, 21, 22, 25, 28)
 _SIGCONT, _SIGTTIN, _SIGTTOU = 18, 21, 22
 COMMAND = -1
+RLIMIT_NOFILE = 7
+
+open_files: tuple[int, int] | None = None
+"""The caller's limits of open files (soft, hard), where the launcher has raised its own: children start from them."""
 
 
 @frozen
@@ -75,14 +79,18 @@ def enter(
         elif _closed(control):
             posix._exit(125)
         cgroup.join(groups)
+        if groups and posix.getpid() == 1:
+            # Now that it is in its group: the name that it has on the host is not the sandbox's to see.
+            posix.unshare(syscalls.CLONE_NEWCGROUP)
+        if open_files is not None:
+            syscalls.prlimit_self(RLIMIT_NOFILE, *open_files)
         _take_stdio(command, (control.fileno(), *leases))
         control = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, _CONTROL)
         for operation in operations:
             if type(operation) is confinement.Capabilities:
                 _retitle(title)
                 # Nobody inside may look into this process, which began as a copy of the launcher. The command gets a
-                # memory
-                # of its own, that it may look into, when it is executed.
+                # memory of its own, that it may look into, when it is executed.
                 syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
             operation.apply(setup)
             if operation.layer == "seccomp":

@@ -190,7 +190,20 @@ def _discard(group: cgroup.Group) -> None:
     _janitor().release(group)
 
 
+_hierarchy: cgroup.Hierarchy | None = None
+
+
 def _make_group(plan: Plan, identity: str) -> cgroup.Group:
+    global _hierarchy
+    hierarchy = _hierarchy or _settle(identity)
+    if hierarchy.version == 1:
+        # Nobody moves this process; in v2 it may itself move in and out of a leaf.
+        _hierarchy = hierarchy
+    return cgroup.Group.create(hierarchy, f"osmoda-{identity}", plan.memory, plan.cpu, plan.pids)
+
+
+def _settle(identity: str) -> cgroup.Hierarchy:
+    """Where this process makes its groups."""
     cgroup.refuse_scopes("")  # a resident launcher asks each time
     hierarchy = cgroup.find()
     if hierarchy.scope:
@@ -199,7 +212,7 @@ def _make_group(plan: Plan, identity: str) -> cgroup.Group:
         systemd_scope.enter(f"osmoda-{identity}.scope")
         hierarchy = cgroup.find()
     cgroup.settle(hierarchy)
-    return cgroup.Group.create(hierarchy, f"osmoda-{identity}", plan.memory, plan.cpu, plan.pids)
+    return hierarchy
 
 
 def _map_ids(plan: Plan, pid: int, uid: int, gid: int) -> None:

@@ -18,7 +18,7 @@ import posix
 
 from osmoda.host import syscalls
 from osmoda.host.frozen import frozen, values_of
-from osmoda.sandbox import launch
+from osmoda.sandbox import init, launch
 from osmoda.sandbox.errors import LaunchError, SandboxError
 from osmoda.sandbox.init import Command
 from osmoda.sandbox.monitor import Monitor, Outcome
@@ -34,7 +34,6 @@ else:
     import _signal
 
 REQUESTS = 3
-_RLIMIT_NOFILE = 7
 MOST_PLANS = 64  # then both sides forget all of them, at the same request
 
 
@@ -93,9 +92,10 @@ def _not_for_us(number: int, frame: object) -> None:
 
 def _raise_open_files() -> None:
     """Up to the hard limit, since each running sandbox takes half a dozen; a command's own limit is its profile's."""
-    soft, hard = syscalls.prlimit_get(_RLIMIT_NOFILE)
+    soft, hard = syscalls.prlimit_get(init.RLIMIT_NOFILE)
     if soft != hard:
-        syscalls.prlimit_self(_RLIMIT_NOFILE, hard, hard)
+        init.open_files = (soft, hard)
+        syscalls.prlimit_self(init.RLIMIT_NOFILE, hard, hard)
 
 
 def _refuse(descriptors: list[int]) -> None:

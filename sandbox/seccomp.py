@@ -26,43 +26,7 @@ from osmoda.sandbox.syscall_numbers import AUDIT_ARCH, HIGHEST, KNOWN, NAMES
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["CHECKED", "DEFAULT_SYSCALLS", "FAMILIES", "FLOOR", "FORBIDDEN", "allowed", "build", "ceiling"]
-
-DEFAULT_SYSCALLS: Mapping[int, tuple[str, ...]] = MappingProxyType(
-    {
-        1: ("@system-service", "@sandbox", "@pkey", "mincore"),
-        2: (
-            "@system-service",
-            "@sandbox",
-            "@pkey",
-            "mincore",
-            "~@aio",
-            "~execveat",
-            "~migrate_pages",
-            "~move_pages",
-            "~mq_getsetattr",
-            "~mq_notify",
-            "~mq_open",
-            "~mq_timedreceive",
-            "~mq_timedsend",
-            "~mq_unlink",
-            "~msgctl",
-            "~msgget",
-            "~msgrcv",
-            "~msgsnd",
-            "~process_madvise",
-            "~remap_file_pages",
-            "~set_mempolicy_home_node",
-            "~vmsplice",
-        ),
-    }
-)
-"""What a profile of each tier allows when it names no groups.
-
-To systemd's `@system-service` come what programs use to confine themselves (`@sandbox`: Landlock and further filters),
-memory protection keys (V8) and `mincore` (the JVM). Tier 2 gives up what few programs need and attackers have used:
-asynchronous I/O, message queues, moving pages, executing a nameless file.
-"""
+__all__ = ["CHECKED", "FAMILIES", "FLOOR", "FORBIDDEN", "allowed", "build", "ceiling"]
 
 
 def _names(text: str) -> frozenset[str]:

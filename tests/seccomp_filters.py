@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from functools import cache
 
-from osmoda.sandbox import seccomp
+from osmoda.sandbox import seccomp, tiers
 from osmoda.sandbox.bpf import simulate
 from osmoda.sandbox.syscall_numbers import KNOWN
 
@@ -22,9 +22,12 @@ FAMILIES = {1: ("unix", "inet", "inet6"), 2: ("inet", "inet6")}
 FALLING_BACK = {"clone3", "openat2", "statmount", "listmount"}
 
 
+DEFAULT_SYSCALLS = {tier: tiers.default(tier).process.syscalls for tier in TIERS}
+
+
 @cache
 def default_filter(arch: str, tier: int, *, notify: bool = False, families: tuple[str, ...] | None = None) -> bytes:
-    allow = seccomp.allowed(seccomp.DEFAULT_SYSCALLS[tier], tier=tier)
+    allow = seccomp.allowed(DEFAULT_SYSCALLS[tier], tier=tier)
     chosen = FAMILIES[tier] if families is None else families
     return seccomp.build(allow, arch=arch, families=chosen, notify=notify, tier=tier)
 

@@ -18,6 +18,7 @@ from tests.seccomp_filters import (
     ARCHES,
     ARM,
     AUDIT,
+    DEFAULT_SYSCALLS,
     ENOSYS,
     EPERM,
     FALLING_BACK,
@@ -40,7 +41,7 @@ REFUSED_WITH_ZEROS = {"memfd_create", "socket", "socketpair"}
 @pytest.mark.parametrize("arch", ARCHES)
 def test_every_number_is_answered_as_the_policy_says(arch: str, tier: int, notify: bool) -> None:
     program = default_filter(arch, tier, notify=notify)
-    spec = seccomp.DEFAULT_SYSCALLS[tier]
+    spec = DEFAULT_SYSCALLS[tier]
     removed = {call for entry in spec if entry[0] == "~" for call in expand([entry[1:]])}
     may = {call for entry in spec if entry[0] != "~" for call in expand([entry])} - removed
     may -= set(seccomp.FORBIDDEN[tier]) | {"ptrace", "kcmp", "process_vm_readv", "process_vm_writev"}
@@ -126,7 +127,7 @@ def test_reaching_into_processes_must_be_named_and_is_tier_1s() -> None:
 
 def test_tier_2_allows_no_more_than_tier_1() -> None:
     assert seccomp.ceiling(2) < seccomp.ceiling(1)
-    default = [seccomp.allowed(seccomp.DEFAULT_SYSCALLS[tier], tier=tier) for tier in TIERS]
+    default = [seccomp.allowed(DEFAULT_SYSCALLS[tier], tier=tier) for tier in TIERS]
     assert default[1] < default[0] <= seccomp.ceiling(1)
 
 
@@ -168,7 +169,7 @@ def test_a_libseccomp_that_knows_fewer_calls_gives_the_same_answers(arch: str, m
     resolve = pyseccomp.resolve_syscall
     unknown = {"statx", "rseq", "mlock2", "faccessat2", "epoll_pwait2"}
     monkeypatch.setattr(pyseccomp, "resolve_syscall", lambda arch, name: -1 if name in unknown else resolve(arch, name))
-    allow = seccomp.allowed(seccomp.DEFAULT_SYSCALLS[1], tier=1)
+    allow = seccomp.allowed(DEFAULT_SYSCALLS[1], tier=1)
     program = seccomp.build(allow, arch=arch, families=FAMILIES[1], notify=False, tier=1)
     assert program != usual
     for nr in range(601):
@@ -219,5 +220,5 @@ def only_number_and_architecture(program: bytes, name: str) -> bool:
 
 def test_the_kernel_can_answer_plain_calls_from_its_bitmap() -> None:
     program = default_filter("x86_64", 2, notify=True)
-    for name in seccomp.allowed(seccomp.DEFAULT_SYSCALLS[2], tier=2) & KNOWN["x86_64"].keys() - FALLING_BACK:
+    for name in seccomp.allowed(DEFAULT_SYSCALLS[2], tier=2) & KNOWN["x86_64"].keys() - FALLING_BACK:
         assert only_number_and_architecture(program, name) == (name not in seccomp.CHECKED)
