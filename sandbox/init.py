@@ -82,8 +82,6 @@ def enter(
         if groups and posix.getpid() == 1:
             # Now that it is in its group: the name that it has on the host is not the sandbox's to see.
             posix.unshare(syscalls.CLONE_NEWCGROUP)
-        if open_files is not None:
-            syscalls.prlimit_self(RLIMIT_NOFILE, *open_files)
         _take_stdio(command, (control.fileno(), *leases))
         control = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, _CONTROL)
         for operation in operations:
@@ -103,6 +101,7 @@ def enter(
         if posix.getpid() != 1:
             # Tier 0 has no pid namespace: what is orphaned comes to this process, and ends with it.
             syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
+            _lower_open_files()
         pid = _spawn(command, setup.slave)
         pidfd = posix.pidfd_open(pid)
         _send(control, b"P", pidfd)
@@ -115,6 +114,15 @@ def enter(
         _report(control, step, 0, f"{type(error).__name__}: {error}")
     finally:
         posix._exit(125)
+
+
+def _lower_open_files() -> None:
+    """Go back to the caller's limits of open files, or stay below them (tiers 1 and 2 have a limit of their own)."""
+    if open_files is not None:
+        # The launcher's descriptors, more than the limit perhaps, would be in the way of this process's next one.
+        syscalls.close_range(6, 0x7FFFFFFF)
+        now = syscalls.prlimit_get(RLIMIT_NOFILE)
+        syscalls.prlimit_self(RLIMIT_NOFILE, min(now[0], open_files[0]), min(now[1], open_files[1]))
 
 
 def _closed(control: _socket.socket) -> bool:

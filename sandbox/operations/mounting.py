@@ -10,7 +10,7 @@ import posix
 
 from osmoda.host import syscalls
 from osmoda.host.frozen import frozen
-from osmoda.sandbox.operations import Operation, Setup
+from osmoda.sandbox.operations import Operation, Setup, overlayfs
 
 _O_PATH = posix.O_PATH | posix.O_CLOEXEC
 _SAFE = syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_NO_MAGICLINKS
@@ -19,7 +19,6 @@ _RDONLY = syscalls.MOUNT_ATTR_RDONLY
 _CLONE_TREE = syscalls.AT_EMPTY_PATH | syscalls.OPEN_TREE_CLONE | syscalls.AT_RECURSIVE
 _IFMT, _IFDIR, _IFREG = 0o170000, 0o040000, 0o100000
 MASK = b".denied"  # the file that covers denied ones: nobody may read it
-_STAGE = b".stage"
 
 
 def _text(name: bytes) -> str:
@@ -171,7 +170,7 @@ class SystemTreeWithout(SystemTree):
     def apply(self, setup: Setup) -> None:
         tree = syscalls.open_tree(syscalls.AT_FDCWD, self.path, syscalls.OPEN_TREE_CLONE | syscalls.AT_RECURSIVE)
         syscalls.mount_setattr(tree, _RDONLY | _NOSUID_NODEV, recursive=True)
-        _attach(setup, _overlay_without(setup, tree, self.hidden), self.path)
+        _attach(setup, overlayfs.without(setup, tree, self.hidden), self.path)
 
 
 @frozen
@@ -304,7 +303,7 @@ class ReadTree(Grant):
 
     def apply(self, setup: Setup) -> None:
         tree = _source_tree(setup, self.path, self.attributes())
-        overlay = _overlay_without(setup, tree, self.hidden)
+        overlay = overlayfs.without(setup, tree, self.hidden)
         _make_place(setup.root, self.path, directory=True)
         _attach(setup, overlay, self.path)
 
@@ -360,22 +359,8 @@ class OverlayWorkspace(Operation):
         workspace = setup.workspace
         layer = _source_tree(setup, setup.layer, _NOSUID_NODEV)
         tree = _source_tree(setup, workspace, _NOSUID_NODEV | _RDONLY)
-        lower, shade = _stage(setup, tree)
-        place = shade + b".layer"
-        posix.mkdir(place, 0o755, dir_fd=setup.root)
-        syscalls.move_mount(layer, setup.root, place)
-        posix.close(layer)
-        for path in self.masked:
-            if path.startswith(workspace + b"/"):
-                _placeholder(setup.root, shade, lower, path[len(workspace) + 1 :])
-        visible = _visible(setup, place)
-        options: tuple[tuple[bytes, bytes | None], ...] = (
-            (b"lowerdir", b":".join((_visible(setup, shade), _visible(setup, lower)))),
-            (b"upperdir", visible + b"/upper"),
-            (b"workdir", visible + b"/work"),
-            (b"userxattr", None),
-        )
-        overlay = syscalls.fsmount(b"overlay", options, _NOSUID_NODEV)
+        inside = [path[len(workspace) + 1 :] for path in self.masked if path.startswith(workspace + b"/")]
+        overlay = overlayfs.with_layer(setup, tree, layer, inside)
         _make_place(setup.root, workspace, directory=True)
         _attach(setup, overlay, workspace)
 
@@ -397,69 +382,6 @@ class Alias(Operation):
         if folder:
             _make_place(setup.root, folder, directory=True)
         posix.symlink(self.target, self.path[1:], dir_fd=setup.root)
-
-
-def _overlay_without(setup: Setup, tree: int, hidden: tuple[bytes, ...]) -> int:
-    """A read-only overlay of `tree` that lacks the names `hidden`."""
-    lower, shade = _stage(setup, tree)
-    for name in hidden:
-        _whiteout(setup.root, shade, lower, name)
-    layers = b":".join((_visible(setup, shade), _visible(setup, lower)))
-    return syscalls.fsmount(b"overlay", ((b"lowerdir", layers), (b"userxattr", None)), _NOSUID_NODEV | _RDONLY)
-
-
-def _stage(setup: Setup, tree: int) -> tuple[bytes, bytes]:
-    """Attach a lower layer where overlayfs finds it, and make an empty upper one: their names below the new root."""
-    number = setup.staged
-    setup.staged = number + 1
-    lower = b"%s/%d" % (_STAGE, number)
-    shade = b"%s/%d.shade" % (_STAGE, number)
-    posix.mkdir(lower, 0o755, dir_fd=setup.root)
-    posix.mkdir(shade, 0o755, dir_fd=setup.root)
-    # The merged root takes its mode from the upper layer.
-    posix.chmod(shade, posix.fstat(tree).st_mode & 0o7777, dir_fd=setup.root)
-    syscalls.move_mount(tree, setup.root, lower)
-    posix.close(tree)
-    return lower, shade
-
-
-def _visible(setup: Setup, path: bytes) -> bytes:
-    """A name for overlayfs of something below the root that is not yet `/`."""
-    return b"/proc/self/fd/%d/%s" % (setup.root, path)
-
-
-def _shadow_parents(root: int, shade: bytes, lower: bytes, name: bytes) -> None:
-    """Make the folders above `name` in the upper layer, with the modes they have below."""
-    parts = name.split(b"/")[:-1]
-    for index in range(1, len(parts) + 1):
-        part = b"/".join(parts[:index])
-        try:
-            mode = posix.stat(lower + b"/" + part, dir_fd=root, follow_symlinks=False).st_mode & 0o7777
-        except FileNotFoundError:
-            mode = 0o755
-        try:
-            posix.mkdir(shade + b"/" + part, mode, dir_fd=root)
-        except FileExistsError:
-            continue
-
-
-def _whiteout(root: int, shade: bytes, lower: bytes, name: bytes) -> None:
-    """Hide `name`: a character device 0:0, which even an unprivileged process may make (overlayfs.rst)."""
-    _shadow_parents(root, shade, lower, name)
-    posix.mknod(shade + b"/" + name, 0o020000, 0, dir_fd=root)
-
-
-def _placeholder(root: int, shade: bytes, lower: bytes, name: bytes) -> None:
-    """Something for a mask to be mounted on, where a denied name may not exist."""
-    _shadow_parents(root, shade, lower, name)
-    try:
-        directory = posix.stat(lower + b"/" + name, dir_fd=root, follow_symlinks=False).st_mode & _IFMT == _IFDIR
-    except FileNotFoundError:
-        directory = False
-    if directory:
-        posix.mkdir(shade + b"/" + name, 0, dir_fd=root)
-    else:
-        posix.close(posix.open(shade + b"/" + name, posix.O_CREAT | posix.O_WRONLY | posix.O_CLOEXEC, 0, dir_fd=root))
 
 
 @frozen
@@ -544,7 +466,7 @@ class Seal(Operation):
 
     def apply(self, setup: Setup) -> None:
         if self.staged:
-            _unstage(setup.root)
+            overlayfs.unstage(setup.root)
         posix.fchdir(setup.root)
         syscalls.pivot_root(b".", b".")
         syscalls.umount2(b".", syscalls.MNT_DETACH)
@@ -553,11 +475,3 @@ class Seal(Operation):
         syscalls.mount_setattr(setup.root, _RDONLY)
         posix.close(setup.proc)
         posix.close(setup.root)
-
-
-def _unstage(root: int) -> None:
-    """Detach the layers from where overlayfs looked them up; it holds them itself by now."""
-    place = b"/proc/self/fd/%d/%s" % (root, _STAGE)
-    for name in posix.listdir(place):
-        if not name.endswith(b".shade"):
-            syscalls.umount2(place + b"/" + name, syscalls.MNT_DETACH)
