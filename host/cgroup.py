@@ -11,6 +11,7 @@ import fcntl
 import posix
 
 from osmoda.host import delegation, syscalls
+from osmoda.host.delegation import read_file as _read
 from osmoda.host.frozen import frozen
 
 _ROOT = "/sys/fs/cgroup"
@@ -182,17 +183,6 @@ def _own_groups() -> tuple[str, dict[str, str]]:
 
 def _writable(path: str) -> bool:
     return posix.access(path, posix.W_OK | posix.X_OK)
-
-
-def _read(path: str) -> str:
-    try:
-        fd = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
-    except OSError:
-        return ""
-    try:
-        return posix.read(fd, 65536).decode()
-    finally:
-        posix.close(fd)
 
 
 def _write(path: str, value: str) -> None:

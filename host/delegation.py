@@ -37,7 +37,7 @@ def place(mount: str, own: str, scope: str = "") -> str:
 
 def controllers(group: str) -> list[str]:
     """Those of CONTROLLERS that `group` has and may hand down to groups in it."""
-    there = _read(group + "/cgroup.controllers").split()
+    there = read_file(group + "/cgroup.controllers").split()
     return [name for name in CONTROLLERS if name in there]
 
 
@@ -113,10 +113,11 @@ def _is_manager(group: str) -> bool:
 
 
 def _processes(group: str) -> set[str]:
-    return set(_read(group + "/cgroup.procs").split())
+    return set(read_file(group + "/cgroup.procs").split())
 
 
-def _read(path: str) -> str:
+def read_file(path: str) -> str:
+    """A short file of the kernel's, empty where there is none or it cannot be opened."""
     try:
         fd = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
     except OSError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import posix
 
 from osmoda.host import cgroup, syscalls
+from osmoda.host.delegation import read_file as _read
 from osmoda.host.frozen import frozen
 
 TYPE_CHECKING = False
@@ -113,14 +114,3 @@ def _version(release: str) -> tuple[int, int]:
 def _number(path: str, default: int) -> int:
     text = _read(path).strip()
     return int(text) if text.isdigit() else default
-
-
-def _read(path: str) -> str:
-    try:
-        fd = posix.open(path, posix.O_RDONLY | posix.O_CLOEXEC)
-    except OSError:
-        return ""
-    try:
-        return posix.read(fd, 65536).decode()
-    finally:
-        posix.close(fd)
