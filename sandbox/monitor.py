@@ -183,6 +183,15 @@ class Watched:
             # Leave them waiting: each caller is blocked in its refused call until the next second.
             self.monitor.pause(self.listener, self.notification_ready, now + 1)
             return
+        # An event of the same batch may have closed this number and given it to another sandbox's listener: what is not
+        # pending now would be waited for, and with it every other sandbox.
+        look = select.poll()
+        look.register(self.listener, select.POLLIN)
+        state = look.poll(0)
+        if not state or not state[0][1] & select.POLLIN:
+            if state:
+                self.monitor.unregister(self.listener)
+            return
         request = bytearray(80)
         try:
             fcntl.ioctl(self.listener, _NOTIF_RECV, request)
