@@ -169,9 +169,9 @@ def own_group() -> str:
     return _own_groups()[0]
 
 
-def _own_groups() -> tuple[str, dict[str, str]]:
+def _own_groups(pid: int | str = "self") -> tuple[str, dict[str, str]]:
     unified, named = "/", {}
-    for line in _read("/proc/self/cgroup").splitlines():
+    for line in _read(f"/proc/{pid}/cgroup").splitlines():
         number, controllers, path = line.split(":", 2)
         if number == "0":
             unified = path
@@ -209,6 +209,14 @@ class Group:
     def __init__(self, version: int, directories: tuple[str, ...]) -> None:
         self.version = version
         self.directories = directories
+
+    @classmethod
+    def named(cls, hierarchy: Hierarchy, name: str, memory: int, cpu: float, pids: int) -> Group:
+        """The group that `create` makes of the same, made or not: for whoever has to know of it beforehand."""
+        if hierarchy.version == 2:
+            return cls(2, (f"{hierarchy.places[0][1]}/{name}",))
+        wanted = {"memory": memory, "cpu": cpu, "pids": pids}
+        return cls(hierarchy.version, tuple([f"{place}/{name}" for kind, place in hierarchy.places if wanted[kind]]))
 
     @classmethod
     def create(cls, hierarchy: Hierarchy, name: str, memory: int, cpu: float, pids: int) -> Group:
@@ -271,12 +279,14 @@ class Group:
         return tuple(opened)
 
     def oom_kills(self) -> int:
-        """How many processes of the group the kernel has killed for want of memory."""
+        """How often the kernel has killed in the group for want of memory: a process, or in version 2 all at once."""
         for path in self.directories:
             text = _read(path + ("/memory.events" if self.version == 2 else "/memory.oom_control"))
-            for line in text.splitlines():
-                if line.startswith("oom_kill "):
-                    return int(line.split()[1])
+            counters = dict([line.split() for line in text.splitlines()])
+            # `oom_kill` counts the first of those killed together twice; before Linux 5.17 there is nothing better.
+            for name in ("oom_group_kill", "oom_kill"):
+                if kills := int(counters.get(name, "0")):
+                    return kills
         return 0
 
     def pids_refused(self) -> int:
@@ -323,6 +333,18 @@ class Group:
                     return False
                 raise
         return True
+
+
+def of_process(pid: int, name: str) -> Group:
+    """The group `name` that `pid` is in; one without directories, of which nothing is known, when it is in none.
+
+    For its numbers: it is not the caller's to remove.
+    """
+    unified, named = _own_groups(pid)
+    if unified.endswith(f"/{name}"):
+        mount = _ROOT if posix.access(f"{_ROOT}{unified}", posix.F_OK) else f"{_ROOT}/unified"
+        return Group(2, (f"{mount}{unified}",))
+    return Group(1, tuple([f"{_ROOT}/{kind}{path}" for kind, path in named.items() if path.endswith(f"/{name}")]))
 
 
 def _delegate(place: str, controllers: list[str]) -> None:

@@ -29,7 +29,7 @@ class Features:
     `cgroup_version` (0: none) in which this process may set limits. `user_namespaces` is the limit in force, 0 when
     they are switched off; `apparmor_restricted` tells that AppArmor takes capabilities away in them (Ubuntu 24.04).
     `scope`: the controllers are those of a scope that systemd is asked for at the launch; `refusal` says why it gave
-    none to this process, empty when it was not asked or did.
+    none to this process, empty when it was not asked or did. `ipv6`: this kernel has it.
     """
 
     kernel: tuple[int, int]
@@ -44,6 +44,7 @@ class Features:
     cgroup_version: int
     controllers: tuple[str, ...]
     last_capability: int
+    ipv6: bool = True
     scope: bool = False
     refusal: str = ""
 
@@ -65,6 +66,7 @@ def probe() -> Features:
         cgroup_version=hierarchy.version,
         controllers=tuple([controller for controller, _ in hierarchy.places]),
         last_capability=_number("/proc/sys/kernel/cap_last_cap", 40),
+        ipv6=_ipv6(),
         scope=hierarchy.scope,
         refusal=cgroup.refusal(),
     )
@@ -96,9 +98,19 @@ def fingerprint() -> tuple[Any, ...]:
         posix.geteuid(),
         privileged(),
         syscalls.landlock_abi(),
+        _ipv6(),
         hierarchy.version,
         tuple([controller for controller, _ in hierarchy.places]),
     )
+
+
+def _ipv6() -> bool:
+    """Whether the kernel speaks IPv6, or was told not to (ipv6.disable=1)."""
+    try:
+        posix.stat("/proc/net/if_inet6")
+    except OSError:
+        return False
+    return True
 
 
 def _version(release: str) -> tuple[int, int]:

@@ -58,8 +58,9 @@ def _init(self: object, *args: object, **kwargs: object) -> None:
 
 
 def fields_of(value: object) -> tuple[str, ...]:
-    """The names of the fields of a frozen object, in order."""
-    return type(value).__dict__["__fields__"]  # type: ignore[no-any-return]
+    """The names of the fields of a frozen object, or of a frozen class, in order."""
+    cls = value if isinstance(value, type) else type(value)
+    return cls.__dict__["__fields__"]  # type: ignore[no-any-return]
 
 
 def values_of(value: object) -> tuple[Any, ...]:
