@@ -1,0 +1,1 @@
+"""Names-only egress: policy, resolver, gateway and inspection. Knows no sandbox."""
