@@ -8,7 +8,7 @@ import os
 from typing import IO, TYPE_CHECKING
 
 from osmoda.host import features
-from osmoda.sandbox import place, streams
+from osmoda.sandbox import opening, place, plans, streams
 from osmoda.sandbox.compile import compile_profile
 from osmoda.sandbox.errors import LaunchError
 from osmoda.sandbox.launcher import LaunchRequest
@@ -17,6 +17,7 @@ from osmoda.sandbox.profile import Profile
 from osmoda.sandbox.resident import RESIDENT
 
 if TYPE_CHECKING:
+    import socket
     import threading
     from collections.abc import Mapping, Sequence
 
@@ -30,11 +31,13 @@ def close() -> None:
 
 
 class Sandbox:
-    """A profile compiled for this host; each `run` is a sandbox of its own.
+    """A profile compiled for this host, once; each `run` is a sandbox of its own.
+
+    Only the names that may be reached follow the profile's file: a run under one that was edited gets what it says now.
 
     `profile` is a `Profile`, a file, the name of an installed one, or None for the defaults of `tier`. `workspace` is
-    the directory that a profile with a workspace works in (default: the current one). Raises ProfileError,
-    CompileError, LaunchError.
+    the directory that a profile with a workspace works in (default: the current one), `agent` the name that other
+    agents reach it by (default: the profile's). Raises ProfileError, CompileError, LaunchError.
     """
 
     def __init__(
@@ -43,14 +46,29 @@ class Sandbox:
         *,
         tier: int = 2,
         workspace: str | os.PathLike[str] | None = None,
+        agent: str = "",
     ) -> None:
         if profile is None:
             profile = Profile.default(tier)
         elif not isinstance(profile, Profile):
             profile = Profile.load(profile)
+        self._agent = agent
+        self._asked = os.fspath(workspace) if workspace is not None else ""
+        self._here = ""
+        self._compile(profile)
+
+    def _edits_count_from(self) -> int:
+        """The time of change, in ns since the epoch, from which on a file is not what the profile was read from."""
+        return plans.edits_count_from(self._read, plans.moment()) if self._current else 1
+
+    def _compile(self, profile: Profile) -> None:
         self.profile = profile
+        self._read = plans.moment()
+        self._current = _is_current(profile)
         self.plan: Plan = compile_profile(profile, features.probe())
-        self.workspace = place.workspace(self.plan, os.fspath(workspace) if workspace is not None else "")
+        asked = self._asked or (self._here if self.plan.workspace != "none" else "")
+        self.workspace = place.workspace(self.plan, asked)
+        self.agent = opening.agent_name(self._agent, profile.file)
         self._dumped = self.plan.dump()
         self._plan_name = hashlib.sha256(self._dumped).digest()
 
@@ -71,27 +89,12 @@ class Sandbox:
         """
         if not argv:
             raise LaunchError("there is no command to run")
-        layer, lock = b"", -1
-        if self.workspace and self.plan.workspace == "overlay":
-            from osmoda.sandbox import overlay
-
-            layer, lock = overlay.for_plan(self.plan, self.workspace)
         given: list[int] = []
         pipes: dict[str, IO[bytes]] = {}
         copying: list[threading.Thread] = []
         try:
             numbers = streams.prepare(stdin, stdout, stderr, given, pipes, copying)
-            request = LaunchRequest(
-                self._plan_name,
-                self._dumped,
-                tuple(argv),
-                place.environment(self.plan, False, tuple((env or {}).items())),
-                place.start_directory(self.plan, self.workspace, cwd or ""),
-                self.workspace,
-                layer,
-                float(timeout or 0.0),
-            )
-            answer = RESIDENT.send(request, [*numbers, lock] if lock >= 0 else numbers)
+            answer = self._start(tuple(argv), numbers, float(timeout or 0.0), env or {}, cwd or "")
         except BaseException:
             for pipe in pipes.values():
                 pipe.close()
@@ -99,9 +102,44 @@ class Sandbox:
         finally:
             for fd in given:
                 os.close(fd)
+        return Process(self.plan, self._plan_name, argv, answer, pipes, copying)
+
+    def _start(
+        self, argv: tuple[str, ...], numbers: list[int], timeout: float, env: Mapping[str, str], cwd: str
+    ) -> socket.socket:
+        """Start `argv` with the streams `numbers`; the answer comes on the socket that is returned."""
+        layer, lock = b"", -1
+        if self.workspace and self.plan.workspace == "overlay":
+            from osmoda.sandbox import overlay
+
+            layer, lock = overlay.for_plan(self.plan, self.workspace)
+        try:
+            held = opening.secrets(self.plan, os.environb)
+            request = LaunchRequest(
+                self._plan_name,
+                self._dumped,
+                argv,
+                self._environment(env, held),
+                place.start_directory(self.plan, self.workspace, cwd),
+                self.workspace,
+                layer,
+                timeout,
+                self.agent,
+                opening.token_of_file(self.profile.file),
+                self._edits_count_from(),
+                held,
+            )
+            return RESIDENT.send(request, [*numbers, lock] if lock >= 0 else numbers)
+        finally:
             if lock >= 0:
                 os.close(lock)
-        return Process(self.plan, self._plan_name, argv, answer, pipes, copying)
+
+    def _environment(
+        self, env: Mapping[str, str], held: tuple[tuple[str, str, str], ...]
+    ) -> tuple[tuple[str, str], ...]:
+        """The command's variables; of the secrets `held` their placeholders."""
+        placeholders = tuple([(name, placeholder) for name, placeholder, _ in held])
+        return place.environment(self.plan, False, (*env.items(), *placeholders), os.environb)
 
     def run(
         self,
@@ -180,3 +218,17 @@ def _judged(argv: Sequence[str], result: Result, timeout: float | None, check: b
     if check and result.status != 0:
         raise CommandFailed(argv, result)
     return result
+
+
+def _is_current(profile: Profile) -> bool:
+    """Whether the files that `profile` was read from say the same still."""
+    for path, digest in profile.files:
+        if os.path.isabs(path):
+            try:
+                with open(path, "rb") as stream:
+                    same = hashlib.sha256(stream.read()).hexdigest() == digest
+            except OSError:
+                same = False
+            if not same:
+                return False
+    return True

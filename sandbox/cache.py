@@ -12,19 +12,22 @@ import posix
 
 from osmoda.host import features, paths
 from osmoda.host.frozen import frozen
+from osmoda.sandbox import answering
+from osmoda.sandbox.errors import refused
 from osmoda.sandbox.plan import Plan
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from hashlib import sha256
     from typing import Any
 else:
     from _sha2 import sha256
 
 _FORMAT = 1
-_MOST_BYTES = 1 << 22
+_MOST_BYTES = 1 << 24  # a hundred thousand names take 4 MB of it
 _MOST_ENTRIES = 256
+_TOO_MANY = (23, 24)  # open files
 _ENVIRONMENT = ("HOME", "XDG_CONFIG_HOME", "XDG_STATE_HOME", "XDG_CACHE_HOME", "XDG_RUNTIME_DIR")
 _OWN = ("OSMODA_CONFIG_DIR", "OSMODA_STATE_DIR", "OSMODA_CACHE_DIR", "OSMODA_RUNTIME_DIR")
 
@@ -43,6 +46,16 @@ class Witnesses:
     unmoved: tuple[tuple[str, int, int], ...]
     same: tuple[tuple[str, str], ...]
     host: tuple[Any, ...]
+
+    def paths(self) -> Iterator[str]:
+        """All that `hold` looks at."""
+        for path, _ in self.files:
+            yield path
+        for path, _, _ in self.unmoved:
+            yield path
+        yield from self.absent
+        for pair in self.same:
+            yield from pair
 
     def hold(self) -> bool:
         """Whether a compilation today would have started from the same."""
@@ -68,11 +81,54 @@ def key(*request: object) -> tuple[Any, ...]:
 
 
 def load(key: tuple[Any, ...]) -> Plan | None:
-    """The plan stored under `key`, or None when there is none that can be trusted and still holds."""
+    """The plan stored under `key`, or None when there is none that can be trusted and still holds.
+
+    Raises LaunchError where that cannot be known, since a file system does not answer.
+    """
+    body = _read("plans", key)
+    if body is None:
+        return None
     try:
-        path = _path(key)
+        stored, values, plan = marshal.loads(body)
+        if stored != key:
+            return None
+        witnesses = Witnesses(*values)
+        answering.require(witnesses.paths())
+        return Plan.load(plan) if witnesses.hold() else None
+    except (ValueError, EOFError, TypeError, LookupError):
+        # Written by another version; its digest only says that nobody touched it since.
+        return None
+
+
+def store(key: tuple[Any, ...], plan: Plan, witnesses: Witnesses) -> None:
+    """Keep `plan` for the next launch; without a directory to trust, or room, there is just no entry."""
+    values = (witnesses.files, witnesses.absent, witnesses.unmoved, witnesses.same, witnesses.host)
+    _write("plans", key, marshal.dumps((key, values, plan.dump())))
+
+
+def load_part(kind: str, key: tuple[Any, ...]) -> bytes | None:
+    """A part of plans that was kept under `key`, as `load` trusts a plan; None when there is none."""
+    body = _read(kind, key)
+    try:
+        stored, part = marshal.loads(body) if body is not None else (None, b"")
+    except (ValueError, EOFError, TypeError):
+        return None
+    return part if stored == key and isinstance(part, bytes) else None
+
+
+def store_part(kind: str, key: tuple[Any, ...], part: bytes) -> None:
+    """Keep a part of plans that takes long to make; the key says all that it depends on."""
+    _write(kind, key, marshal.dumps((key, part)))
+
+
+def _read(kind: str, key: tuple[Any, ...]) -> bytes | None:
+    """What follows the digest in an entry that can be trusted."""
+    try:
+        path = _path(kind, key)
         fd = posix.open(path, posix.O_RDONLY | posix.O_NOFOLLOW | posix.O_NONBLOCK | posix.O_CLOEXEC)
-    except (OSError, paths.UntrustedDirectory):
+    except (OSError, paths.UntrustedDirectory) as error:
+        if isinstance(error, OSError) and error.errno in _TOO_MANY:
+            raise refused(error) from None  # a compilation would want more of them
         return None
     try:
         status = posix.fstat(fd)
@@ -87,24 +143,12 @@ def load(key: tuple[Any, ...]) -> Plan | None:
     finally:
         posix.close(fd)
     body = data[32:]
-    if sha256(body).digest() != data[:32]:
-        return None
-    try:
-        stored, witnesses, plan = marshal.loads(body)
-        if stored != key or not Witnesses(*witnesses).hold():
-            return None
-        return Plan.load(plan)
-    except (ValueError, EOFError, TypeError, LookupError):
-        # Written by another version; its digest only says that nobody touched it since.
-        return None
+    return body if sha256(body).digest() == data[:32] else None
 
 
-def store(key: tuple[Any, ...], plan: Plan, witnesses: Witnesses) -> None:
-    """Keep `plan` for the next launch; without a directory to trust, or room, there is just no entry."""
-    values = (witnesses.files, witnesses.absent, witnesses.unmoved, witnesses.same, witnesses.host)
-    body = marshal.dumps((key, values, plan.dump()))
+def _write(kind: str, key: tuple[Any, ...], body: bytes) -> None:
     try:
-        path = _path(key)
+        path = _path(kind, key)
         temporary = f"{path}.{posix.getpid()}"
         fd = posix.open(
             temporary, posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_NOFOLLOW | posix.O_CLOEXEC, 0o600
@@ -130,7 +174,7 @@ def store(key: tuple[Any, ...], plan: Plan, witnesses: Witnesses) -> None:
 def drop(key: tuple[Any, ...]) -> None:
     """Forget the entry, if there is one."""
     try:
-        posix.unlink(_path(key))
+        posix.unlink(_path("plans", key))
     except (OSError, paths.UntrustedDirectory):
         return
 
@@ -161,13 +205,15 @@ def _modules() -> list[str]:
     """
     own = __file__.rpartition("/")[0]
     top = own.rpartition("/")[0]
-    folders = (own, f"{own}/operations", f"{top}/host", f"{top}/profiles")
+    folders = (own, f"{own}/operations", f"{top}/egress", f"{top}/host", f"{top}/profiles")
     return [folder + suffix for folder in folders for suffix in ("", "/__pycache__")]
 
 
-def _path(key: tuple[Any, ...]) -> str:
-    # Version 2 of the encoding: later ones mark shared objects, so that equal keys could differ.
-    return f"{paths.own_directory('cache', 'plans')}/{sha256(marshal.dumps(key, 2)).hexdigest()[:32]}"
+def _path(kind: str, key: tuple[Any, ...]) -> str:
+    # Version 2 of the encoding: later ones mark shared objects, so that equal keys could differ. Another installation
+    # is another compiler, whose entries are its own.
+    named = marshal.dumps((__file__, key), 2)
+    return f"{paths.own_directory('cache', kind)}/{sha256(named).hexdigest()[:32]}"
 
 
 def _prune(folder: str) -> None:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
+import contextlib
 import os
 import shlex
 import sys
 from typing import TYPE_CHECKING
 
 from osmoda.host import features
-from osmoda.host.paths import UntrustedDirectory
 from osmoda.sandbox import command_line, compilation, place, plans, report, request
 from osmoda.sandbox.errors import SandboxError
+from osmoda.sandbox.grammar import carry_out, check_verb
 from osmoda.sandbox.request import Request, UsageError
 
 if TYPE_CHECKING:
@@ -21,37 +21,16 @@ if TYPE_CHECKING:
     from osmoda.sandbox.plan import Plan
     from osmoda.sandbox.profile import Profile
 
-FAILED = 125
-
 
 def main(arguments: list[str]) -> int:
     """Carry out one verb; its exit code. What goes wrong is one sentence on the standard error."""
-    try:
-        return _main(arguments)
-    except (UsageError, UntrustedDirectory) as error:
-        return _say(str(error))
-    except SandboxError as error:
-        for one in (error, *getattr(error, "others", ())):
-            _say(str(one))
-        return error.exit_code
-    except BrokenPipeError:
-        # The reader has seen enough; nothing may be flushed into the closed pipe at the interpreter's end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), 1)
-        return 141
-    except OSError as error:
-        return _say(f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error))
-    except KeyboardInterrupt:
-        return 130
+    return carry_out(command_line.PROGRAM, lambda: _main(arguments))
 
 
 def _main(arguments: list[str]) -> int:
     if arguments[:1] == ["run"]:
         return _run(arguments[1:])
-    verb = next((word for word in arguments if not word.startswith("-")), None)
-    if arguments and arguments[0] == verb and verb not in _VERBS:
-        near = difflib.get_close_matches(verb, [*_VERBS, "run"], 1)
-        hint = f"did you mean {near[0]}? see" if near else "see"
-        raise UsageError(f"there is no verb {verb}; {hint} osmoda-sandbox --help")
+    check_verb(command_line.PROGRAM, arguments, [*_VERBS, "run"])
     parser = command_line.parser()
     options = parser.parse_args(arguments)
     if options.verb is None:
@@ -59,11 +38,6 @@ def _main(arguments: list[str]) -> int:
     code = _VERBS[options.verb](options)
     sys.stdout.flush()
     return code
-
-
-def _say(text: str) -> int:
-    print(f"osmoda-sandbox: {report.clean(text)}", file=sys.stderr)
-    return FAILED
 
 
 def _run(arguments: list[str]) -> int:
@@ -97,6 +71,8 @@ def _request(options: argparse.Namespace) -> Request:
         read=tuple(getattr(options, "grant_read", None) or ()),
         write=tuple(getattr(options, "grant_write", None) or ()),
         passed=tuple(getattr(options, "passed", None) or ()),
+        allow=tuple(getattr(options, "grant_allow", None) or ()),
+        deny=tuple(getattr(options, "grant_deny", None) or ()),
         set=tuple(_variable(text) for text in getattr(options, "set", None) or ()),
     )
 
@@ -197,6 +173,8 @@ def _like_last_run(asked: Request, last: Request, directory: str) -> Request:
         read=last.read,
         write=last.write,
         passed=last.passed,
+        allow=last.allow,
+        deny=last.deny,
     )
 
 
@@ -227,6 +205,31 @@ def _why_last_run(options: argparse.Namespace) -> int:
     return 0
 
 
+def _learn(options: argparse.Namespace) -> int:
+    from osmoda.sandbox.learning.learn import learn
+    from osmoda.sandbox.learning.report import Wish
+
+    command = options.command[1:] if options.command[:1] == ["--"] else options.command
+    if not command:
+        raise UsageError("there is no command to learn from; an example: osmoda-sandbox learn -- python3 agent.py")
+    if options.update and options.tier is not None:
+        raise UsageError("--update keeps the tier of the profile; leave --tier out")
+    wish = Wish(
+        argv=tuple(command),
+        output=options.output or "",
+        update=options.update or "",
+        tier=options.tier or 1,
+        workspace=options.workspace_mode,
+        rules=tuple(options.allow),
+        passed=tuple(options.passed),
+        degrade=tuple(options.degrade),
+        variables=tuple(_variable(text) for text in options.set),
+        timeout=request.seconds("--timeout", options.timeout) if options.timeout else 0.0,
+        json=options.json,
+    )
+    return learn(wish)
+
+
 # This host and what runs on it
 
 
@@ -241,6 +244,25 @@ def _doctor(options: argparse.Namespace) -> int:
     return 0 if doctor.healthy(found) else 1
 
 
+def _verify(options: argparse.Namespace) -> int:
+    from osmoda.sandbox.verification import examine, words
+
+    profile, plan = _compiled(_request(options))
+    if options.workspace and plan.workspace == "none":
+        place.workspace(plan, options.workspace)  # says that there is none
+    with contextlib.ExitStack() as exits:
+        # Before anything else: a report that cannot be written is to be known at once.
+        junit = exits.enter_context(open(options.junit, "w", encoding="utf-8")) if options.junit else None
+        found = examine.examine(profile, plan, workspace=options.workspace or "")
+        if junit is not None:
+            junit.write(words.junit(found))
+    if options.json:
+        report.print_json(words.as_dict(found))
+    else:
+        words.show(found, report.console())
+    return 0 if found.holds else 1
+
+
 def _ps(options: argparse.Namespace) -> int:
     from osmoda.sandbox import processes
 
@@ -253,6 +275,14 @@ def _ps(options: argparse.Namespace) -> int:
     else:
         print("no sandbox is running", file=sys.stderr)
     return 0
+
+
+def _top(options: argparse.Namespace) -> int:
+    from osmoda.sandbox import top
+
+    if not 0.1 <= options.interval <= 60:
+        raise UsageError("--interval: from 0.1 to 60 seconds; see osmoda-sandbox top --help")
+    return top.show(interval=options.interval, once=options.once, as_json=options.json)
 
 
 def _kill(options: argparse.Namespace) -> int:
@@ -303,13 +333,33 @@ def _completion(options: argparse.Namespace) -> int:
     return 0
 
 
+def _serve(options: argparse.Namespace) -> int:
+    from osmoda.sandbox import pool_service
+
+    asked = _request(options).without_variables()
+
+    def ready(address: str) -> None:
+        if options.json:
+            report.print_json({"size": options.size, "address": address})
+        else:
+            print(f"{options.size} sandboxes are kept for osmoda-sandbox run --pool")
+        sys.stdout.flush()
+
+    pool_service.serve(asked, options.size, ready)
+    return 0
+
+
 _VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "learn": _learn,
+    "serve": _serve,
     "explain": _explain,
     "check": _check,
     "diff": _diff,
     "why": _why,
     "doctor": _doctor,
+    "verify": _verify,
     "ps": _ps,
+    "top": _top,
     "kill": _kill,
     "changes": _changes,
     "commit": _commit,

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from importlib import metadata
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any
 
 import shtab
 
 from osmoda.sandbox import request
-from osmoda.sandbox.request import UsageError
+from osmoda.sandbox.grammar import add_completion, add_verb, top
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-SHELLS = ("bash", "zsh", "tcsh")
 PROGRAM = "osmoda-sandbox"
 
 _DESCRIPTION = """\
@@ -27,87 +22,23 @@ exit codes:
   126 and 127 when the command could not be executed or was not found"""
 
 
-class _Version(argparse.Action):
-    """`--version`: asks for the installed version only when it is wanted."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
-        try:
-            version = metadata.version("osmoda")
-        except metadata.PackageNotFoundError:
-            version = "(not installed)"
-        print(f"{PROGRAM} {version}")
-        parser.exit(0)
-
-
-class _Formatter(argparse.RawDescriptionHelpFormatter):
-    """Descriptions and examples as they are written; names and their help side by side."""
-
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=28)
-
-
-class _Parser(argparse.ArgumentParser):
-    """Raises UsageError in one sentence; argparse would print the usage and exit with 2."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}; see {self.prog} --help")
-
-    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As argparse does it, but what a verb does not know is answered with the help of that verb."""
-        found, unknown = self.parse_known_args(args, namespace)
-        if unknown:
-            which = f"{self.prog} {found.verb}" if found.verb else self.prog
-            raise UsageError(f"unrecognized arguments: {' '.join(unknown)}; see {which} --help")
-        return found
-
-
-def _verb(
-    verbs: Any, name: str, summary: str, description: str, examples: Sequence[str], *, as_json: bool = True
-) -> argparse.ArgumentParser:
-    found: argparse.ArgumentParser = verbs.add_parser(
-        name,
-        help=summary,
-        description=description,
-        epilog="examples:\n" + "\n".join(f"  {PROGRAM} {example}" for example in examples),
-        formatter_class=_Formatter,
-        allow_abbrev=False,
-    )
-    if as_json:
-        found.add_argument("--json", action="store_true", help="print JSON")
-    return found
-
-
 def parser(verb: str = "") -> argparse.ArgumentParser:
     """The parser of the command, or of one verb of it."""
-    top = _Parser(
-        prog=PROGRAM,
-        description=_DESCRIPTION,
-        epilog=f"an example:\n  {PROGRAM} run --tier 2 -- python3 -V\n\n{PROGRAM} VERB --help tells more of each.",
-        formatter_class=_Formatter,
-        allow_abbrev=False,
-    )
-    top.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
-    verbs = top.add_subparsers(dest="verb", metavar="VERB", title="verbs", parser_class=_Parser)
+    command, verbs = top(PROGRAM, _DESCRIPTION, "run --tier 2 -- python3 -V")
     _add_run(verbs)
+    _add_learn(verbs)
+    _add_serve(verbs)
     _add_meaning(verbs)
     _add_host(verbs)
     _add_workspace(verbs)
-    shell = _verb(
-        verbs,
-        "completion",
-        "print a completion script",
-        "Prints a script that completes verbs, options and files in the named shell.",
-        (f"completion bash > ~/.local/share/bash-completion/completions/{PROGRAM}",),
-        as_json=False,
-    )
-    shell.add_argument("shell", choices=SHELLS)
-    found: argparse.ArgumentParser = verbs.choices[verb] if verb else top
+    add_completion(verbs, PROGRAM)
+    found: argparse.ArgumentParser = verbs.choices[verb] if verb else command
     return found
 
 
 def _add_run(verbs: Any) -> None:
     """Only for help and completion: a run is read by `request.parse`."""
-    run = _verb(
+    run = add_verb(
         verbs,
         "run",
         "run a command in a sandbox",
@@ -129,6 +60,41 @@ def _add_run(verbs: Any) -> None:
         names = [short[long], long] if long in short else [long]
         run.add_argument(*names, dest=field, action="store_true", help=text)
     run.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="the command and its arguments")
+
+
+def _add_learn(verbs: Any) -> None:
+    learn = add_verb(
+        verbs,
+        "learn",
+        "write the least profile that a command passes under",
+        "Runs a command in a sandbox of tier 1 that lets it see the host's files and reach every public name, but\n"
+        "throws away what it writes; writes the least profile for what it used, each line with what needed it; and\n"
+        "runs the command again under that. What is private (keys, other users' files) is never granted. Exit code 0\n"
+        "when that run passes, 1 when it does not. Without -o or --update the profile goes to the standard output,\n"
+        "and what the command says to the standard error.",
+        (
+            "learn -o agent.toml -- python3 agent.py",
+            "learn --update agent.toml -- python3 agent.py --other-task",
+            "learn --tier 2 -- git clone https://git.example/project.git > clone.toml",
+        ),
+    )
+    where = learn.add_mutually_exclusive_group()
+    _completed(where.add_argument("-o", "--output", metavar="FILE", help="write the profile to FILE"), "file")
+    text = "add to the profile FILE what it lacks, keeping its comments"
+    _completed(where.add_argument("--update", metavar="FILE", help=text), "file")
+    learn.add_argument("-t", "--tier", type=int, choices=(1, 2), help="tier of the profile (default: 1, or FILE's)")
+    text = "how the current directory is written, where the command needs it (default: overlay)"
+    learn.add_argument("--workspace-mode", choices=("overlay", "direct"), default="overlay", help=text)
+    text = "let the command reach a network or private name while it is observed, as `run` does (repeatable)"
+    learn.add_argument("--allow", action="append", default=[], metavar="RULE", help=text)
+    text = "set a variable in each run; it is not written into the profile (repeatable)"
+    learn.add_argument("-e", "--env", dest="set", action="append", default=[], metavar="NAME=VALUE", help=text)
+    text = "pass a variable of the caller on, here and in the profile (repeatable)"
+    learn.add_argument("--pass-env", dest="passed", action="append", default=[], metavar="NAME", help=text)
+    text = "a layer that this host lacks and that may be missing, here and in the profile (repeatable)"
+    learn.add_argument("--degrade", action="append", default=[], metavar="LAYER", help=text)
+    learn.add_argument("--timeout", metavar="SECONDS", default="", help="end each run after this time")
+    learn.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="the command and its arguments")
 
 
 def _completed(action: argparse.Action, field: str) -> None:
@@ -158,13 +124,31 @@ def _add_profile(verb: argparse.ArgumentParser, *, grants: bool) -> None:
             text = request.OPTIONS[option][2]
             action = verb.add_argument(option, dest=dest, action="append", metavar="PATH", help=text)
             _completed(action, "path")
-        for option, dest in (("--env", "set"), ("--pass-env", "passed")):
+        for option, dest in (
+            ("--allow", "grant_allow"),
+            ("--deny", "grant_deny"),
+            ("--env", "set"),
+            ("--pass-env", "passed"),
+        ):
             _, metavar, text = request.OPTIONS[option]
             verb.add_argument(option, dest=dest, action="append", metavar=metavar, help=text)
 
 
+def _add_serve(verbs: Any) -> None:
+    serve = add_verb(
+        verbs,
+        "serve",
+        "keep sandboxes waiting for run --pool",
+        "Keeps sandboxes of a profile that are complete but for their command, and replaces each that is used:\n"
+        "`run --pool` with the same options, by the same user, then takes one. Ends with SIGINT or SIGTERM.",
+        ("serve agent.toml --size 8", "serve --tier 2"),
+    )
+    _add_profile(serve, grants=True)
+    serve.add_argument("--size", type=int, default=4, metavar="N", help="how many, 1 to 64 (default: %(default)s)")
+
+
 def _add_meaning(verbs: Any) -> None:
-    explain = _verb(
+    explain = add_verb(
         verbs,
         "explain",
         "say what a profile means on this host",
@@ -173,7 +157,7 @@ def _add_meaning(verbs: Any) -> None:
         ("explain agent.toml", "explain --tier 1 --read /srv/notes", "explain research --json"),
     )
     _add_profile(explain, grants=True)
-    check = _verb(
+    check = add_verb(
         verbs,
         "check",
         "check profiles",
@@ -181,7 +165,7 @@ def _add_meaning(verbs: Any) -> None:
         ("check agent.toml other.toml",),
     )
     _completed(check.add_argument("files", nargs="+", metavar="PROFILE", help="profile file or name"), "files")
-    diff = _verb(
+    diff = add_verb(
         verbs,
         "diff",
         "say what one profile grants beyond another",
@@ -192,7 +176,7 @@ def _add_meaning(verbs: Any) -> None:
         diff.add_argument("first", metavar="A", help="profile file or name; tier0, tier1, tier2 are names"), "first"
     )
     _completed(diff.add_argument("second", metavar="B", help="profile file or name"), "second")
-    why = _verb(
+    why = add_verb(
         verbs,
         "why",
         "say why something was, or would be, refused",
@@ -218,7 +202,7 @@ def _add_meaning(verbs: Any) -> None:
 
 
 def _add_host(verbs: Any) -> None:
-    _verb(
+    add_verb(
         verbs,
         "doctor",
         "try each layer on this host",
@@ -226,14 +210,40 @@ def _add_host(verbs: Any) -> None:
         "1 when something is missing that the tiers need.",
         ("doctor", "doctor --json"),
     )
-    _verb(
+    verify = add_verb(
+        verbs,
+        "verify",
+        "attack a sandbox of a profile, and try what it grants",
+        "Makes the attack battery in a sandbox of the profile, and tries what the profile grants and what lies beside\n"
+        "that. Each attack is first made outside, where it must succeed. Prints what stopped it. Exit code 1 when\n"
+        "anything got through, does not work although it is granted, or could not be judged.",
+        ("verify agent.toml", "verify --tier 2", "verify research --json", "verify agent.toml --junit verify.xml"),
+    )
+    _add_profile(verify, grants=True)
+    _completed(verify.add_argument("--junit", metavar="FILE", help="also write a JUnit report to FILE"), "file")
+    add_verb(
         verbs,
         "ps",
         "list running sandboxes",
         "Lists the sandboxes of tier 1 and 2 that are running; tier 0 is not a sandbox.",
         ("ps",),
     )
-    kill = _verb(
+    view = add_verb(
+        verbs,
+        "top",
+        "watch running sandboxes and what they are refused",
+        "Shows the running sandboxes of tier 1 and 2 (as root of everybody, else one's own), and below them what is\n"
+        "refused as it happens: by which layer, and the line that would allow it. Keys: q quits, s sorts otherwise, h\n"
+        "shows or hides what programs try out of habit. CPU is in percent of one core. With --once, and on anything\n"
+        "but a terminal, the sandboxes are printed once, with their mean CPU since the start. With --json, one object\n"
+        "a line at each look, with what was refused since the one before.",
+        ("top", "top --once", "top --json --interval 10"),
+    )
+    view.add_argument("--once", action="store_true", help="print the sandboxes once and end")
+    view.add_argument(
+        "--interval", type=float, default=1.0, metavar="SECONDS", help="between two looks, 0.1 to 60 (default: 1)"
+    )
+    kill = add_verb(
         verbs,
         "kill",
         "end running sandboxes",
@@ -246,7 +256,7 @@ def _add_host(verbs: Any) -> None:
 
 
 def _add_workspace(verbs: Any) -> None:
-    changes = _verb(
+    changes = add_verb(
         verbs,
         "changes",
         "say what a commit would change",
@@ -254,7 +264,7 @@ def _add_workspace(verbs: Any) -> None:
         "P with other permissions. Nothing is changed on disk.",
         ("changes", "changes --workspace ~/project"),
     )
-    commit = _verb(
+    commit = add_verb(
         verbs,
         "commit",
         "make the changes of an overlay workspace",
@@ -263,7 +273,7 @@ def _add_workspace(verbs: Any) -> None:
     )
     commit.add_argument("--dry-run", action="store_true", help="only list what would be changed")
     commit.add_argument("--force", action="store_true", help="also over files that the host has changed meanwhile")
-    discard = _verb(
+    discard = add_verb(
         verbs,
         "discard",
         "forget the changes of an overlay workspace",

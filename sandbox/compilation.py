@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import tomlkit
 
 from osmoda.host import features
-from osmoda.sandbox import cache, profile_file, system_view
+from osmoda.sandbox import answering, cache, profile_file, system_view
 from osmoda.sandbox.compile import compile_profile
 from osmoda.sandbox.errors import CompileError
 from osmoda.sandbox.profile import Profile
@@ -25,22 +25,28 @@ def profile_of(request: Request, directory: str) -> Profile:
     Raises ProfileError.
     """
     declared = _declared(request)
-    if not declared:
-        return Profile.load(request.profile) if request.profile else Profile.default(2)
-    if not request.profile and declared.keys() <= {"schema", "tier"}:
-        return Profile.default(request.tier)
     base = request.profile
+    if "/" in base or base.endswith(".toml"):
+        base = os.path.join(directory, base)
+    if not declared:
+        return Profile.load(base) if base else Profile.default(2)
+    if not base and declared.keys() <= {"schema", "tier"}:
+        return Profile.default(request.tier)
     if base:
-        declared["extends"] = os.path.join(directory, base) if "/" in base or base.endswith(".toml") else base
+        declared["extends"] = base
     return profile_file.load_text(tomlkit.dumps(declared), "command line", directory)
 
 
 def of_request(request: Request, directory: str) -> tuple[Plan, Witnesses]:
-    """The plan of `request`, and the witnesses under which it may be kept. Raises ProfileError or CompileError."""
+    """The plan of `request`, and the witnesses under which it may be kept.
+
+    Raises ProfileError or CompileError, and LaunchError where a file system does not answer.
+    """
     profile = profile_of(request, directory)
     files = profile.filesystem
     declared = (*files.read, *files.write, *files.deny)
     files_read = tuple((path, digest) for path, digest in profile.files if os.path.isabs(path))
+    answering.require(declared)
     try:
         # Before the compilation: what changes while it goes on must show as a change.
         same = tuple((path, _real(path)) for path in declared if os.path.lexists(path))
@@ -70,6 +76,7 @@ def _declared(request: Request) -> dict[str, object]:
     for kind, paths in (("read", request.read), ("write", request.write)):
         if paths:
             filesystem[kind] = list(paths)
+    network = {kind: list(rules) for kind, rules in (("allow", request.allow), ("deny", request.deny)) if rules}
     environment: dict[str, object] = {}
     if request.passed:
         environment["pass"] = list(request.passed)
@@ -77,6 +84,8 @@ def _declared(request: Request) -> dict[str, object]:
         environment["set"] = {name: "" for name, _ in request.set}
     if filesystem:
         declared["filesystem"] = filesystem
+    if network:
+        declared["network"] = network
     if environment:
         declared["environment"] = environment
     if request.tier >= 0:

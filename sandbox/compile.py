@@ -11,9 +11,19 @@ import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from osmoda.sandbox import granted_paths, landlock_rules, seccomp, system_view, tiers
+from osmoda.sandbox import (
+    certificates,
+    granted_paths,
+    landlock_rules,
+    mount_points,
+    names_only,
+    network_policy,
+    seccomp,
+    system_view,
+    tiers,
+)
 from osmoda.sandbox.errors import CompileError
-from osmoda.sandbox.operations import confinement, isolation, mounting
+from osmoda.sandbox.operations import confinement, isolation, mounting, networking
 from osmoda.sandbox.plan import Degradation, Plan
 
 if TYPE_CHECKING:
@@ -36,15 +46,19 @@ def compile_profile(profile: Profile, features: Features) -> Plan:
     memory, cpu, pids = _limits(profile, features, degraded)
     operations: tuple[Operation, ...] = ()
     environment = dict(profile.environment.set)
+    egress, inspects = b"", False
     if profile.tier > 0:
-        environment = system_view.environment() | environment
-        operations = tuple(_operations(profile, features, degraded))
+        egress = network_policy.policy_of(profile)
+        inspects = bool(egress) and network_policy.inspects(profile)
+        operations = tuple(_operations(profile, features, degraded, way_out=bool(egress), inspects=inspects))
+        environment = system_view.environment() | certificates.variables(operations) | environment
     else:
         operations = tuple(_process_limits(profile))
     return Plan(
         tier=profile.tier,
         name=os.path.basename(profile.file) or f"tier{profile.tier}",
         digest=profile.digest,
+        files=tuple(name for name, _ in profile.files if os.path.isabs(name)),
         operations=operations,
         environment=tuple(sorted(environment.items())),
         passed=profile.environment.passed,
@@ -52,6 +66,9 @@ def compile_profile(profile: Profile, features: Features) -> Plan:
         memory=memory,
         cpu=cpu,
         pids=pids,
+        egress=egress,
+        secrets=network_policy.secrets_of(profile) if egress else (),
+        inspects=inspects,
         degraded=tuple(degraded.entries),
     )
 
@@ -103,7 +120,23 @@ def _no_controller(name: str, features: Features) -> str:
     )
 
 
-def _operations(profile: Profile, features: Features, degraded: _Degraded) -> list[Operation]:
+def _operations(
+    profile: Profile, features: Features, degraded: _Degraded, *, way_out: bool, inspects: bool
+) -> list[Operation]:
+    _refuse_host(profile, features)
+    if not way_out:
+        return _isolated(profile, features, degraded, way_out=False, inspects=False)
+    with names_only.encoding(profile, features) as encoding:
+        operations = _isolated(profile, features, degraded, way_out=True, inspects=inspects)
+        names = encoding.operation()
+    tracking = networking.ShortTracking(f"tier {profile.tier}")
+    # In place of a loopback interface that leads nowhere; the kernel's table can be told once there is a /proc.
+    operations[[type(operation) for operation in operations].index(isolation.Loopback)] = names
+    operations.insert([type(operation) for operation in operations].index(mounting.Proc) + 1, tracking)
+    return operations
+
+
+def _refuse_host(profile: Profile, features: Features) -> None:
     tier = f"tier {profile.tier}"
     if features.kernel < _OLDEST_KERNEL:
         # Before it, process limits are counted per user and not per sandbox (ucounts); other layers are missing too.
@@ -111,6 +144,12 @@ def _operations(profile: Profile, features: Features, degraded: _Degraded) -> li
         raise CompileError(f"this kernel is Linux {found}, and a sandbox needs 5.14 or later", tier)
     if not features.user_namespaces:
         raise CompileError("user namespaces are switched off on this host (user.max_user_namespaces is 0)", tier)
+
+
+def _isolated(
+    profile: Profile, features: Features, degraded: _Degraded, *, way_out: bool, inspects: bool
+) -> list[Operation]:
+    tier = f"tier {profile.tier}"
     own_uid = features.privileged
     view = _View(profile)
     scratch = ["/tmp", system_view.HOME, "/dev/shm"]
@@ -124,12 +163,15 @@ def _operations(profile: Profile, features: Features, degraded: _Degraded) -> li
         isolation.Hostname(tier, _HOSTNAME),
         isolation.Loopback(profile.origin("network", "loopback"), profile.network.loopback),
         mounting.Root(tier),
-        system_view.skeleton(tier, view.system, view.copies, _HOSTNAME, tuple(scratch)),
+        system_view.skeleton(
+            tier, view.system, view.copies, _HOSTNAME, tuple(scratch), names_only.resolver(profile) if way_out else ""
+        ),
         *view.system_operations(),
         *(mounting.Scratch(tmp, os.fsencode(path), profile.filesystem.tmp, modes.get(path, 0o755)) for path in scratch),
         mounting.Devices(tier, system_view.DEVICES),
         mounting.Proc(tier),
         *view.grants(),
+        *((certificates.store(tier, (*view.system, *view.copies)),) if inspects else ()),
         confinement.NoNestedNamespaces(tier),
         mounting.Seal(tier, view.staged),
         confinement.Terminal(tier),
@@ -137,7 +179,7 @@ def _operations(profile: Profile, features: Features, degraded: _Degraded) -> li
         confinement.Capabilities(tier, features.last_capability),
     ]
     landlock = landlock_rules.compile_rules(
-        profile, features, view.system, view.read, view.write, tuple(scratch), degraded.allow
+        profile, features, view.system, view.read, view.write, tuple(scratch), degraded.allow, way_out=way_out
     )
     if landlock is not None:
         operations.append(landlock)
@@ -165,7 +207,7 @@ class _View:
         for path in tuple(self.read):
             if any(other != path and granted_paths.within(path, other) for other in self.read):
                 del self.read[path]
-        self.mounts = _mount_points()
+        self.mounts = mount_points.mount_points()
         self.staged = False
 
     def _allowed(self, paths: tuple[str, ...]) -> tuple[str, ...]:
@@ -319,13 +361,6 @@ def _denied(profile: Profile) -> dict[str, str]:
         for path, origin in found.items()
         if not any(other != path and granted_paths.within(path, other) for other in found)
     }
-
-
-def _mount_points() -> tuple[str, ...]:
-    """Where file systems are mounted on this host (proc_pid_mountinfo(5))."""
-    with open("/proc/self/mountinfo", "rb") as lines:
-        fields = [line.split()[4] for line in lines]
-    return tuple(os.fsdecode(field.decode("unicode_escape").encode("latin-1")) for field in fields)
 
 
 def _process_limits(profile: Profile) -> list[Operation]:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import UNSET, UnsetType
 
-from osmoda.sandbox import destinations, granted_paths, syscall_groups
-from osmoda.sandbox.destinations import ANY_PORT, DEFAULT_PORTS, Rule
+from osmoda.egress import destinations
+from osmoda.egress.destinations import ANY_PORT, DEFAULT_PORTS, Rule, parse_size
+from osmoda.sandbox import granted_paths, syscall_groups
 from osmoda.sandbox.merge import Declaration, Key
 from osmoda.sandbox.schema import CapabilitiesTable, ProfileFile, RuleTable
 from osmoda.sandbox.validation import dotted, written
@@ -22,24 +23,9 @@ if TYPE_CHECKING:
 DEGRADABLE = ("cpu", "idmap", "landlock", "landlock-net", "landlock-scope", "memory", "notify")
 FAMILIES = ("unix", "inet", "inet6", "netlink")
 
-_SIZE = re.compile(r"([0-9]+)([KMGT]?)\Z")
-_UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
-_MOST_BYTES = (1 << 63) - 1
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _VARIABLE_PATTERN = re.compile(r"~?[A-Za-z0-9_*]+\Z")
 _TOPIC = re.compile(r"[A-Za-z0-9_.:/*-]+\Z")
-
-
-def parse_size(value: int | str) -> int:
-    """Bytes; the suffixes K, M, G and T are powers of 1024, as in systemd.resource-control(5)."""
-    if isinstance(value, str):
-        match = _SIZE.match(value)
-        if match is None or len(match[1]) > 19:
-            raise ValueError('a size is a number of bytes or text such as "64K", "512M", "4G"')
-        value = int(match[1]) << _UNITS[match[2]]
-    if not 0 <= value <= _MOST_BYTES:
-        raise ValueError("a size is at least 0 and less than 8 EiB")
-    return value
 
 
 class Reader:
@@ -155,18 +141,24 @@ class Reader:
 
     def _rule(self, value: str | RuleTable) -> Rule:
         if isinstance(value, str):
-            return destinations.parse_rule(value, DEFAULT_PORTS, tier_file=self._tier_file)
+            rule = destinations.parse_rule(value, DEFAULT_PORTS, tier_file=self._tier_file)
+            return destinations.check_allowed(rule)
         ports = DEFAULT_PORTS if value.ports is UNSET else tuple(self._port(port) for port in value.ports)
         if not ports:
             raise ValueError("its list of ports is empty")
-        return Rule(
+        rule = Rule(
             host=destinations.canonical_host(value.host, tier_file=self._tier_file),
             ports=destinations.canonical_ports(ports),
             methods=_some("methods", value.methods, destinations.check_method),
             paths=_some("paths", value.paths, destinations.check_url_path),
             secret=None if value.secret is UNSET else destinations.check_secret(value.secret, self._tier_file),
             max_body=None if value.max_body is UNSET else parse_size(value.max_body),
+            max_bytes=None if value.max_bytes is UNSET else _positive_size(value.max_bytes),
+            max_requests=None if value.max_requests is UNSET else value.max_requests,
+            ech=value.ech is True,
+            addresses=_addresses(value.addresses),
         )
+        return destinations.check_allowed(rule)
 
     def _denied(self, value: str) -> Rule:
         return destinations.parse_rule(value, (ANY_PORT,), tier_file=self._tier_file)
@@ -192,6 +184,14 @@ def _some(name: str, values: list[str] | UnsetType, check: Callable[[str], str])
     if not values:
         raise ValueError(f"its list of {name} is empty; leave the key out for all of them")
     return tuple(sorted({check(value) for value in values}))
+
+
+def _addresses(values: list[str] | UnsetType) -> tuple[str, ...]:
+    if values is UNSET:
+        return ()
+    if not values:
+        raise ValueError("its list of addresses is empty; leave the key out for public addresses only")
+    return destinations.canonical_addresses(values)
 
 
 def _one_of(allowed: tuple[str, ...]) -> Callable[[str], str]:

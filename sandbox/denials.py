@@ -64,7 +64,7 @@ def interpret(outcome: Outcome, plan: Plan, profile: Profile | None = None, *, s
 
     With the `profile` that the plan was compiled from, each advice holds the whole line to write.
     """
-    found = [*_limits(outcome, plan, profile), *_calls(outcome, plan, profile)]
+    found = [*_limits(outcome, plan, profile), *_network(outcome), *_calls(outcome, plan, profile)]
     return tuple(replace(denial, sandbox=sandbox) for denial in sorted(found, key=lambda it: it.habitual))
 
 
@@ -72,8 +72,10 @@ def interpret(outcome: Outcome, plan: Plan, profile: Profile | None = None, *, s
 
 
 def _calls(outcome: Outcome, plan: Plan, profile: Profile | None) -> list[Denial]:
+    if not outcome.denials:
+        return []
     operation = next((op for op in plan.operations if isinstance(op, confinement.Seccomp)), None)
-    if operation is None or not outcome.denials:
+    if operation is None:
         return []
     decided = Filter(operation, plan.tier, profile)
     merged: dict[tuple[str, str, str, bool], Denial] = {}
@@ -177,6 +179,20 @@ class Filter:
             origin=changed.origin,
             line=changed.line,
         )
+
+
+# Network
+
+
+def _network(outcome: Outcome) -> list[Denial]:
+    """What the gateway refused; its reason says what would allow it."""
+    found = []
+    for moment, name, port, reason, origin, count in outcome.network:
+        thing = f"{name}:{port}" if port else name
+        operation = "a connection to" if port else "the name"
+        where = "" if origin.startswith("tier ") or not origin else origin
+        found.append(Denial(moment, "", 0, "", "egress", operation, thing, reason, False, count, where))
+    return found
 
 
 # Limits

@@ -20,11 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 from osmoda.host import features as host_features
 from osmoda.host import syscalls
-from osmoda.sandbox import launch, mending, place, profile_file, report, syscall_numbers, trial
+from osmoda.sandbox import mending, place, profile_file, report, syscall_numbers, trial, unattended
 from osmoda.sandbox.compile import compile_profile
 from osmoda.sandbox.errors import SandboxError
 from osmoda.sandbox.init import Command
-from osmoda.sandbox.monitor import Monitor, Outcome
 from osmoda.sandbox.operations import Setup, confinement
 
 if TYPE_CHECKING:
@@ -33,8 +32,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from osmoda.host.features import Features
-    from osmoda.sandbox.plan import Plan
+    from osmoda.sandbox.monitor import Outcome
 
+_NOTHING = "nothing refused it"
 _PATIENCE = 30.0  # seconds, after which a trial is ended
 _SHARE = 0.1  # of a core, which the trial of the processor limit gets
 _LANDLOCK_READ = 0b1100  # LANDLOCK_ACCESS_FS_READ_FILE and READ_DIR
@@ -89,12 +89,21 @@ _CONFINED = (
 )
 
 
+_NAMES = (
+    _Question("egress", "declared", "reach the one port of the host that is declared", (0,)),
+    _Question("egress", "undeclared", "reach another port there", (errno.ECONNRESET,), "the gateway decides"),
+    _Question("egress", "unlisted", "look up a name that is not listed", (errno.ENOENT,), "no query leaves"),
+    _Question("egress", "unrouted", "connect to an address without a name", (errno.ENETUNREACH,)),
+    _Question("egress", "datagram", "send a datagram to a listed name", (errno.EPERM, errno.ECONNREFUSED)),
+)
+
+
 def examine() -> tuple[Check, ...]:
     """Try every layer; nothing is left behind. Takes about two seconds."""
     host = host_features.probe()
     with tempfile.TemporaryDirectory(prefix="osmoda-doctor-") as scene:
         doctor = _Doctor(host, scene)
-        return (*doctor.confined(), *doctor.landlock(), *doctor.limits())
+        return (*doctor.confined(), *doctor.names(), *doctor.landlock(), *doctor.limits())
 
 
 def healthy(checks: tuple[Check, ...]) -> bool:
@@ -178,6 +187,18 @@ class _Doctor:
         status = "active" if owner == os.geteuid() else "unavailable"
         how = ", through an idmapped mount" if self._host.privileged else ""
         return Check("workspace", tried, status, f"on the host it belongs to uid {owner}{how}")
+
+    # The second: a network of names, whose gateway leads to one port of this host and nowhere else.
+
+    def names(self) -> list[Check]:
+        with _greeter() as port, _greeter() as other:
+            facts = {"declared": port, "undeclared": other}
+            ask = [question.name for question in _NAMES]
+            try:
+                _, found = self._run('workspace = "none"', "", ask, facts, "", f'connect = ["host:{port}"]')
+            except SandboxError as error:
+                return [Check("egress", _NAMES[0].tried, "unavailable", str(error), mend=mending.NFTABLES)]
+        return [_judge(question, found) for question in _NAMES]
 
     # Landlock doubles what the mounts do: so it is asked alone, in a child of this process, and where only it refuses.
 
@@ -301,7 +322,7 @@ class _Doctor:
             workspace = place.workspace(plan, work)
             directory = place.start_directory(plan, workspace, "")
             command = Command(argv, place.environment(plan, False, ()), directory, *streams, ())
-            outcome = _watch(plan, command, workspace)
+            outcome = unattended.run(plan, command, workspace, patience=_PATIENCE)
             output.seek(0)
             printed = output.read()
         try:
@@ -313,25 +334,13 @@ class _Doctor:
             raise SandboxError(f"the trial ended with {outcome.status}: {last}") from None
 
 
-def _watch(plan: Plan, command: Command, workspace: bytes) -> Outcome:
-    ends: list[Outcome | SandboxError] = []
-    monitor = Monitor()
-    try:
-        launched = launch.launch(plan, command, workspace, b"", -1, launch.new_identity())
-        monitor.watch(launched, ends.append, _PATIENCE)
-        while monitor.sandboxes:
-            monitor.step()
-    finally:
-        monitor.close()
-    outcome = ends[0]
-    if isinstance(outcome, SandboxError):
-        raise outcome
-    return outcome
-
-
 def _judge(question: _Question, found: dict[str, float]) -> Check:
     number = int(found.get(question.name, -1))
     answer = _errno_words(number)
+    if question.refusals == (0,):
+        # The one that has to work.
+        status = "active" if number == 0 else "unavailable"
+        return Check(question.layer, question.tried, status, "it is reached" if number == 0 else answer)
     if question.words and number == question.refusals[0]:
         answer = f"{answer}: {question.words}"
     return _verdict(question.layer, question.tried, number in question.refusals, answer)
@@ -339,12 +348,12 @@ def _judge(question: _Question, found: dict[str, float]) -> Check:
 
 def _errno_words(number: int) -> str:
     if number == 0:
-        return "nothing refused it"
+        return _NOTHING
     return os.strerror(number) if number > 0 else "no answer"
 
 
 def _verdict(layer: str, tried: str, active: bool, answer: str, *, needed: bool = True) -> Check:
-    if active or answer in ("nothing refused it", "no answer"):
+    if active or answer in (_NOTHING, "no answer"):
         return Check(layer, tried, "active" if active else "unavailable", answer, needed)
     return Check(layer, tried, "unavailable", f"{answer}, which is not this layer's doing", needed)
 
@@ -365,6 +374,27 @@ def _victim() -> Iterator[int]:
 
 def _is_alive(pid: int) -> bool:
     return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+
+
+@contextlib.contextmanager
+def _greeter() -> Iterator[int]:
+    """The TCP port of a service of the host's that greets whoever comes, proven to be reachable outside."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        pid = os.fork()
+        if not pid:
+            try:
+                while True:
+                    with listener.accept()[0] as one:
+                        one.sendall(trial.GREETING)
+            finally:
+                os._exit(1)  # whatever happens here must not go on as a second doctor
+        try:
+            trial.greeted("127.0.0.1", port)
+            yield port
+        finally:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
 
 
 @contextlib.contextmanager

@@ -49,10 +49,11 @@ def _occupy_closed_streams() -> None:
 
 def _run(request: Request) -> int:
     from osmoda.host.paths import UntrustedDirectory
-    from osmoda.sandbox.errors import SandboxError
-    from osmoda.sandbox.foreground import run
+    from osmoda.sandbox.errors import SandboxError, sentence
 
     try:
+        from osmoda.sandbox.foreground import run
+
         return run(request)
     except SandboxError as error:
         for text in (str(error), *map(str, getattr(error, "others", ()))):
@@ -60,6 +61,9 @@ def _run(request: Request) -> int:
         return error.exit_code
     except UntrustedDirectory as error:
         return _say(str(error), 125)
+    except (OSError, ImportError, MemoryError) as error:
+        # The caller's limits, or a file system of osmoda's own directories: whatever ran has ended.
+        return _say(sentence(error), 125)
     except KeyboardInterrupt:
         return 130
 

@@ -2,6 +2,37 @@
 
 from __future__ import annotations
 
+# What an error number says of whoever started us, where the kernel's words alone do not.
+_LIMITS = {
+    12: "there is not enough memory (RLIMIT_AS, or the memory limit of the control group)",
+    23: "the host can open no more files (fs.file-max)",
+    24: "no more files can be opened (RLIMIT_NOFILE, see `ulimit -n`)",
+}
+_NO_MORE_PROCESSES = "no more processes can be started (RLIMIT_NPROC, or the pids limit of the control group)"
+
+
+def sentence(error: BaseException) -> str:
+    """What a person is told of a failure that has no other sentence: the object, the reason, and whose limit it is."""
+    if isinstance(error, MemoryError):
+        return _LIMITS[12]
+    if not isinstance(error, OSError):
+        return str(error) or type(error).__name__
+    text = error.strerror or str(error)
+    if error.filename is not None:
+        name = error.filename
+        text = f"{name.decode(errors='backslashreplace') if isinstance(name, bytes) else name}: {text}"
+    number = error.errno or 0
+    limit = _NO_MORE_PROCESSES if number == 11 and text.startswith(("clone3", "execve")) else _LIMITS.get(number)
+    return f"{text}: {limit}" if limit else text
+
+
+def refused(error: BaseException, what: str = "") -> LaunchError:
+    """The launch that `error` ends, as an exception to raise; `what` follows the sentence."""
+    number = error.errno if isinstance(error, OSError) else 12 if isinstance(error, MemoryError) else 0
+    text = sentence(error)
+    limited = number in _LIMITS or text.endswith(_NO_MORE_PROCESSES)
+    return (LimitReached if limited else LaunchError)(f"{text}{what}")
+
 
 class SandboxError(Exception):
     """Anything that kept a sandbox from being set up. `exit_code` is what the command exits with."""
@@ -38,6 +69,14 @@ class CompileError(SandboxError):
 
 class LaunchError(SandboxError):
     """The kernel refused a step of the set-up; nothing was run and nothing is left behind."""
+
+
+class LimitReached(LaunchError):
+    """The caller may open no more files, start no more processes or have no more memory: no other plan would do."""
+
+
+class ProfileEdited(LaunchError):
+    """The profile was edited while the sandbox was started; its program may have begun, and was ended."""
 
 
 class CommandError(LaunchError):

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 LAYERS = {
     "namespaces": "what it is apart from",
     "identity": "who it is",
-    "network": "what it can reach",
+    "network": "where its network leads",
+    "egress": "what it can reach there",
     "mounts": "which files are there",
     "workspace": "where it works",
     "terminal": "how it meets the terminal",
@@ -44,8 +45,7 @@ LAYER_OF = {
     "notify": "seccomp",
     "idmap": "workspace",
 }
-_NO_GATEWAY = "declared, not granted: this version has no gateway, and so no way out"
-_NO_PEERS = "declared, not granted: this version has nothing that connects sandboxes"
+_MOST_RULES = 50
 _NO_MESH = "declared, without effect: this version has no mesh"
 _NO_ENDPOINT = "declared, without effect: this version has no MCP endpoint"
 
@@ -106,6 +106,8 @@ def _layers(profile: Profile, plan: Plan) -> Iterator[Layer]:
             found = list(_group(profile, plan))
         elif name == "mounts":
             found = list(_mounts(operations))
+        elif name == "egress":
+            found = list(_egress(profile, plan))
         else:
             found = [Line(operation.describe(), operation.origin) for operation in operations]
         if name == "seccomp":
@@ -145,6 +147,29 @@ def _group(profile: Profile, plan: Plan) -> Iterator[Line]:
         yield Line(f"at most {plan.pids - 1} processes and threads", profile.origin("process", "pids"))
 
 
+def _egress(profile: Profile, plan: Plan) -> Iterator[Line]:
+    """What the gateway is given, in the profile's words."""
+    if not plan.egress:
+        return
+    network = profile.network
+    for index, rule in enumerate(network.allow[:_MOST_RULES]):
+        how = ", each request looked at" if rule.inspected else ""
+        yield Line(f"allow {rule}{how}", profile.origin("network", "allow", index))
+    for index, rule in enumerate(network.deny[:_MOST_RULES]):
+        yield Line(f"deny {rule}", profile.origin("network", "deny", index))
+    more = len(network.allow) + len(network.deny) - len(network.allow[:_MOST_RULES]) - len(network.deny[:_MOST_RULES])
+    if more:
+        yield Line(f"and {more} rules more: osmoda-egress list", profile.origin("network", "allow"))
+    for index, peer in enumerate(network.connect):
+        if not peer.startswith("mesh:"):
+            yield Line(f"connect to {peer}", profile.origin("network", "connect", index))
+    if network.serve:
+        ports = ", ".join(map(str, network.serve))
+        yield Line(f"other agents that say so may reach port {ports}", profile.origin("network", "serve"))
+    if network.ask:
+        yield Line("any other name: somebody is asked (osmoda-egress pending)", profile.origin("network", "ask"))
+
+
 def _families(profile: Profile, plan: Plan) -> Iterator[Line]:
     """Asked of the filter itself, with each family's plainest socket."""
     for operation in plan.operations:
@@ -174,7 +199,6 @@ def _environment(profile: Profile, plan: Plan) -> Iterator[Line]:
 
 
 def _not_given(profile: Profile, plan: Plan) -> Iterator[Line]:
-    network = profile.network
     tables: list[tuple[tuple[str, str], tuple[object, ...], str]] = [
         (("mesh", "send"), profile.mesh.send, _NO_MESH),
         (("mesh", "receive"), profile.mesh.receive, _NO_MESH),
@@ -182,17 +206,12 @@ def _not_given(profile: Profile, plan: Plan) -> Iterator[Line]:
         (("tools", "deny"), profile.tools.deny, _NO_ENDPOINT),
     ]
     if plan.tier:
-        tables[:0] = [
-            (("network", "allow"), network.allow, _NO_GATEWAY),
-            (("network", "serve"), network.serve, _NO_PEERS),
-            (("network", "connect"), network.connect, _NO_PEERS),
-        ]
+        peers = [peer for peer in profile.network.connect if peer.startswith("mesh:")]
+        tables.insert(0, (("network", "connect"), tuple(peers), _NO_MESH))
     for key, items, reason in tables:
         if items and not profile.origin(*key).startswith("tier "):
             names = ", ".join(str(item) for item in items)
             yield Line(f"{'.'.join(key)} = {names}: {reason}", profile.origin(*key))
-    if plan.tier and network.ask:
-        yield Line(f"network.ask: {_NO_GATEWAY}", profile.origin("network", "ask"))
 
 
 def show(explanation: Explanation, console: Console) -> None:

@@ -8,15 +8,18 @@ import posix
 from osmoda.host import cgroup, paths
 from osmoda.host.frozen import values_of
 from osmoda.sandbox import launch, place, plans
-from osmoda.sandbox.errors import LaunchError, SandboxError
+from osmoda.sandbox.errors import LaunchError, LimitReached, ProfileEdited, SandboxError
 from osmoda.sandbox.init import Command
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import signal as _signal
 
+    from osmoda.sandbox.doorway import Doorway, Gateways
+    from osmoda.sandbox.launch import Launched
     from osmoda.sandbox.monitor import Monitor, Outcome, Watched
     from osmoda.sandbox.plan import Plan
+    from osmoda.sandbox.pooled import Remote
     from osmoda.sandbox.request import Request
 else:
     import _signal
@@ -27,15 +30,25 @@ _FORWARDED = (1, 2, 3, 10, 12, 15)
 
 def run(request: Request) -> int:
     """Run `request` to its end; the exit code by convention. Raises SandboxError when it could not be started."""
+    if request.pool:
+        from osmoda.sandbox import pooled
+
+        return pooled.run(request)
     directory = posix.getcwd() if not request.profile.startswith("/") else ""
+    since = plans.moment()
     plan, cached = plans.for_request(request, directory)
     try:
-        return _run(request, plan)
+        return _run(request, plan, since)
+    except LimitReached:
+        raise
+    except ProfileEdited:
+        raise  # not started again by itself: the program may have done something by now
     except LaunchError as error:
         if error.exit_code != 125 or not (cached or cgroup.refusal()):
             raise
         # A host that changed under a kept plan looks like this, and so does systemd refusing a scope: compile it anew,
         # and if that makes no difference, say what failed.
+        since = plans.moment()
         renewed = plans.compile_again(request, directory)
         if renewed == plan:
             raise
@@ -43,10 +56,10 @@ def run(request: Request) -> int:
             from osmoda.sandbox.summary import say_degraded
 
             say_degraded(renewed)
-        return _run(request, renewed)
+        return _run(request, renewed, since)
 
 
-def _run(request: Request, plan: Plan) -> int:
+def _run(request: Request, plan: Plan, since: tuple[int, int]) -> int:
     work = place.workspace(plan, request.workspace)
     terminals = tuple([fd for fd in (0, 1, 2) if posix.isatty(fd)])
     command = Command(
@@ -64,48 +77,103 @@ def _run(request: Request, plan: Plan) -> int:
 
         layer, lock = overlay.for_plan(plan, work)
     try:
-        return _watch(request, plan, command, work, layer, lock)
+        return _watch(request, plan, since, command, work, layer, lock)
     finally:
         if lock >= 0:
             posix.close(lock)
 
 
-def _watch(request: Request, plan: Plan, command: Command, work: bytes, layer: bytes, lock: int) -> int:
+def _watch(
+    request: Request, plan: Plan, since: tuple[int, int], command: Command, work: bytes, layer: bytes, lock: int
+) -> int:
     ends: list[Outcome | SandboxError] = []
     identity = launch.new_identity()
+    doorway: Doorway | None = None
+    gateways: Gateways | None = None
 
     def ended(outcome: Outcome | SandboxError) -> None:
         # All is over but the tearing down of the namespaces: time to write the record in.
         if not isinstance(outcome, SandboxError):
             _keep(request, identity, outcome)
+        if gateways is not None:
+            gateways.dismiss()
         ends.append(outcome)
 
-    signals = _Signals()
+    signals = Signals()
     try:
-        launched = launch.launch(plan, command, work, layer, lock, identity)
-        # Only now, while the child sets itself up on another core.
-        from osmoda.sandbox.monitor import Monitor
+        if plan.egress:
+            from osmoda.sandbox import doorway as doorways
+            from osmoda.sandbox import opening
 
-        monitor = Monitor()
+            held = opening.secrets(plan)
+            command = command.with_variables(tuple([(name, placeholder) for name, placeholder, _ in held]))
+            gateways = doorways.Gateways()
+            token = opening.token_of_request(request, posix.getcwd())
+            agent = opening.agent_name(request.agent, request.profile)
+            doorway = doorways.Doorway(
+                gateways,
+                opening.opening(plan, identity, agent, token, held),
+                plans.edits_count_from(since, plans.moment()),
+            )
+        launched, monitor = _begin(plan, command, work, layer, lock, identity, doorway)
         try:
             watched = monitor.watch(launched, ended, request.timeout)
             signals.forward(monitor, watched)
-            _attend(monitor, watched, command)
+            attend(monitor, watched, command)
         finally:
             monitor.close()
     finally:
+        if gateways is not None:
+            gateways.close()
         signals.close()
     outcome = ends[0]
     if isinstance(outcome, SandboxError):
         raise outcome
-    if outcome.refused or outcome.oom_kills or outcome.forks_refused or request.json or outcome.timed_out:
+    if watched.killed and not request.quiet and not request.json:
+        posix.write(2, f"osmoda-sandbox: {watched.killed}\n".encode())
+    return _conclude(request, plan, identity, outcome)
+
+
+def _begin(
+    plan: Plan, command: Command, work: bytes, layer: bytes, lock: int, identity: str, doorway: Doorway | None
+) -> tuple[Launched, Monitor]:
+    """Launch it, and have a monitor for it; where there is none to be had, for want of descriptors say, it is ended."""
+    launched: Launched | None = None
+    try:
+        launched = launch.launch(plan, command, work, layer, lock, identity, doorway)
+        # Only now, while the child sets itself up on another core.
+        from osmoda.sandbox.monitor import Monitor
+
+        return launched, Monitor()
+    except BaseException:
+        if launched is not None:
+            launch.abandon(launched)
+        launch.dismiss_janitor()
+        raise
+
+
+def conclude(request: Request, plan: Plan, identity: str, outcome: Outcome) -> int:
+    """Keep a record of a run and say what there is to say of it; the exit code."""
+    _keep(request, identity, outcome)
+    return _conclude(request, plan, identity, outcome)
+
+
+def _conclude(request: Request, plan: Plan, identity: str, outcome: Outcome) -> int:
+    if (
+        outcome.refused
+        or outcome.network
+        or outcome.oom_kills
+        or outcome.forks_refused
+        or request.json
+        or outcome.timed_out
+    ):
         from osmoda.sandbox.summary import summarise
 
         summarise(request, plan, identity, outcome)
     return outcome.status
 
 
-def _attend(monitor: Monitor, watched: Watched, command: Command) -> None:
+def attend(monitor: Monitor, watched: Watched, command: Command) -> None:
     """Be there until the sandbox is gone."""
     relay = None
     if command.terminals:
@@ -120,7 +188,7 @@ def _attend(monitor: Monitor, watched: Watched, command: Command) -> None:
             relay.close()
 
 
-class _Signals:
+class Signals:
     """Signals of this process as events of the loop (a pipe, signal.set_wakeup_fd)."""
 
     def __init__(self) -> None:
@@ -133,7 +201,7 @@ class _Signals:
         ]
         _signal.set_wakeup_fd(self._write)
 
-    def forward(self, monitor: Monitor, watched: Watched) -> None:
+    def forward(self, monitor: Monitor, watched: Watched | Remote) -> None:
         """From now on, send what this process receives to the command."""
 
         def received() -> None:
@@ -163,15 +231,24 @@ def _keep(request: Request, identity: str, outcome: Outcome) -> None:
         denials = tuple([values_of(denial) for denial in outcome.denials])
         numbers = (outcome.status, outcome.refused, outcome.oom_kills, outcome.forks_refused, outcome.timed_out)
         directory = posix.getcwd()
-        granted = (request.read, request.write, request.passed)
+        granted = (request.read, request.write, request.passed, request.allow, request.deny)
         asked = (request.profile, request.tier, request.workspace, request.workspace_mode, *granted)
-        data = marshal.dumps((3, identity, directory, asked, request.argv, numbers, denials))
+        refused = (outcome.network, denials)
+        data = marshal.dumps((4, identity, directory, asked, request.argv, numbers, refused))
         temporary = f"{folder}/last-run.{posix.getpid()}"
-        fd = posix.open(temporary, posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_CLOEXEC, 0o600)
+        # One of that name is of a process that was killed here.
+        flags = posix.O_WRONLY | posix.O_CREAT | posix.O_TRUNC | posix.O_NOFOLLOW | posix.O_CLOEXEC
+        fd = posix.open(temporary, flags, 0o600)
         try:
-            posix.write(fd, data)
-        finally:
-            posix.close(fd)
-        posix.rename(temporary, f"{folder}/last-run")
+            try:
+                complete = posix.write(fd, data) == len(data)
+            finally:
+                posix.close(fd)
+            if complete:
+                posix.rename(temporary, f"{folder}/last-run")
+                return
+        except OSError:
+            pass  # a full disk, most likely
+        posix.unlink(temporary)
     except (OSError, paths.UntrustedDirectory):
         return

@@ -2,8 +2,8 @@
 
 The answer is safe to act on: where `excess` is empty, whatever `a` permits, `b` permits too. It is not always the
 shortest answer: what `b` covers only with several of its grants together (a network by its two halves, a URL pattern
-by two others) is reported as excess. It is reflexive and transitive; taking a grant away or adding a denial never
-makes more of it.
+by two others, a budget by two budgets) is reported as excess. It is reflexive and transitive; taking a grant away or
+adding a denial never makes more of it.
 
 For paths, hosts, patterns alike: each grant of `a` that its own denials leave alive has to lie within one grant of
 `b`, and where a denial of `b` meets it, `a` has to deny the same.
@@ -11,12 +11,13 @@ For paths, hosts, patterns alike: each grant of `a` that its own denials leave a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import TYPE_CHECKING
 
-from osmoda.sandbox import patterns
-from osmoda.sandbox.destinations import ANY_PORT, ANY_SECRET, Rule, host_covers, host_meet
+from osmoda.egress import patterns
+from osmoda.egress.destinations import ANY_PORT, ANY_SECRET, Peer, Rule, host_covers, host_meet, parse_peer
 from osmoda.sandbox.granted_paths import within
 from osmoda.sandbox.merge import WORKSPACES
 from osmoda.sandbox.seccomp import allowed as allowed_calls
@@ -27,7 +28,7 @@ from osmoda.sandbox.toml_source import Path
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from osmoda.sandbox.profile import Profile
+    from osmoda.sandbox.profile import Network, Profile
 
 ALWAYS_READ = ("/usr",)
 """Trees that every sandbox holds, declared or not."""
@@ -145,17 +146,19 @@ def _tree_meet(one: str, other: str) -> str | None:
 
 def _network(a: Profile, b: Profile) -> Iterator[_Finding]:
     mine, other = a.network, b.network
+    budgets = _Budgets(mine)
     for index, rule in enumerate(mine.allow):
-        what = _rule_beyond(rule, mine.deny, other.allow, other.deny)
+        what = _rule_beyond(rule, mine.deny, other.allow, other.deny, budgets)
         if what is not None:
             yield ("network", "allow", index), what, _listed(other.allow, other.deny)
     for index, port in enumerate(mine.serve):
         if port not in other.serve and ANY_PORT not in other.serve:
             what = "every port" if port == ANY_PORT else f"port {port}"
             yield ("network", "serve", index), what, _listed(other.serve)
-    for index, peer in enumerate(mine.connect):
-        if not any(_connect_covers(wide, peer) for wide in other.connect):
-            yield ("network", "connect", index), peer, _listed(other.connect)
+    others = [parse_peer(entry, tier_file=True) for entry in other.connect]
+    for index, entry in enumerate(mine.connect):
+        if _peer_beyond(parse_peer(entry, tier_file=True), mine.deny, others, other.deny):
+            yield ("network", "connect", index), entry, _listed(other.connect, other.deny)
     for index, family in enumerate(mine.families):
         if family not in other.families:
             yield ("network", "families", index), f"{family} sockets", _listed(other.families)
@@ -170,14 +173,14 @@ def _network(a: Profile, b: Profile) -> Iterator[_Finding]:
 
 
 def _rule_beyond(
-    rule: Rule, deny: tuple[Rule, ...], other_allow: tuple[Rule, ...], other_deny: tuple[Rule, ...]
+    rule: Rule, deny: tuple[Rule, ...], other_allow: tuple[Rule, ...], other_deny: tuple[Rule, ...], budgets: _Budgets
 ) -> str | None:
     """What `rule` grants beyond the other side, port by port, or None."""
     for port in rule.ports:
-        atom = Rule(rule.host, (port,), rule.methods, rule.paths, rule.secret, rule.max_body)
-        if _denied(atom.host, port, deny):
+        if deny and _denied(rule.host, port, deny):
             continue
-        if not _rule_granted(atom, other_allow):
+        atom = rule if rule.ports == (port,) else replace(rule, ports=(port,))
+        if not _rule_granted(rule, atom, other_allow, budgets):
             return str(atom)
         for denied in other_deny:
             # A name may lead to any address, so a denied network counts for names too.
@@ -204,34 +207,103 @@ def _ports_meet(port: int, ports: tuple[int, ...]) -> tuple[int, ...]:
     return (port,) if _port_in(port, ports) else ()
 
 
-def _rule_granted(atom: Rule, other_allow: tuple[Rule, ...]) -> bool:
-    """Whether each method and URL path of a one-port rule lies within some rule of the other side."""
-    near = [rule for rule in other_allow if host_covers(rule.host, atom.host) and _port_in(atom.ports[0], rule.ports)]
+def _rule_granted(rule: Rule, atom: Rule, other_allow: tuple[Rule, ...], budgets: _Budgets) -> bool:
+    """Whether all that `rule` permits at the one port of `atom` lies within some rule of the other side."""
+    near = [
+        wide
+        for wide in other_allow
+        if host_covers(wide.host, atom.host) and _port_in(atom.ports[0], wide.ports) and budgets.within(rule, wide)
+    ]
+    hidden = (False, True) if atom.ech and not atom.inspected else (False,)
+    if not (atom.methods or atom.paths or atom.addresses):
+        return all(any(_request_covers(wide, None, None, None, ech, atom) for wide in near) for ech in hidden)
     return all(
-        any(_request_covers(rule, method, path, atom) for rule in near)
-        for method, path in product(atom.methods or (None,), atom.paths or (None,))
+        any(_request_covers(wide, method, path, address, ech, atom) for wide in near)
+        for method, path, address, ech in product(
+            atom.methods or (None,), atom.paths or (None,), (None, *atom.addresses), hidden
+        )
     )
 
 
-def _request_covers(rule: Rule, method: str | None, path: str | None, atom: Rule) -> bool:
-    """`None` stands for all methods, or all paths. Only a rule that asks nothing of HTTP covers other protocols."""
+def _request_covers(
+    rule: Rule, method: str | None, path: str | None, address: str | None, ech: bool, atom: Rule
+) -> bool:
+    """`None` stands for all methods, all paths, public addresses. Only what asks nothing of HTTP covers the rest."""
     return (
-        (_http_only(atom) or not _http_only(rule))
+        (atom.inspected or not rule.inspected)
         and (not rule.methods or method in rule.methods)
         and (not rule.paths or (path is not None and any(patterns.covers(wide, path) for wide in rule.paths)))
         and (atom.secret is None or rule.secret in (ANY_SECRET, atom.secret))
         and (rule.max_body is None or (atom.max_body is not None and atom.max_body <= rule.max_body))
+        and (address is None or any(host_covers(wide, address) for wide in rule.addresses))
+        and (rule.ech or not ech)
     )
 
 
-def _http_only(rule: Rule) -> bool:
-    secret = rule.secret not in (None, ANY_SECRET)
-    return bool(rule.methods or rule.paths) or secret or rule.max_body is not None
+class _Budgets:
+    """The budgets of one profile: what can be used up of another profile's."""
+
+    def __init__(self, network: Network) -> None:
+        self._network = network
+
+    def within(self, rule: Rule, wide: Rule) -> bool:
+        """Whether a budget of `wide` is never used up before one of `rule`, which it covers in all else.
+
+        That is so where both count the same, or where all that can be used of `wide` fits into it.
+        """
+        if wide.max_bytes is wide.max_requests is None:
+            return True
+        for name in ("max_bytes", "max_requests"):
+            most, own = getattr(wide, name), getattr(rule, name)
+            if most is None or (own is not None and own <= most and _unbudgeted(rule) == _unbudgeted(wide)):
+                continue
+            used = self._used(wide, name)
+            if used is None or used > most:
+                return False
+        return True
+
+    def _used(self, wide: Rule, name: str) -> int | None:
+        """The most that the rules which meet `wide` permit together, None for no limit. The same rule counts once."""
+        found: dict[Rule, int] = {}
+        deny = self._network.deny
+        for rule in self._network.allow:
+            ports = [port for port in rule.ports if _ports_meet(port, wide.ports)]
+            if host_meet(rule.host, wide.host) and not all(_denied(rule.host, port, deny) for port in ports):
+                most = getattr(rule, name)
+                if most is None:
+                    return None
+                scope = _unbudgeted(rule)
+                found[scope] = max(found.get(scope, 0), most)
+        return sum(found.values())
 
 
-def _connect_covers(wide: str, peer: str) -> bool:
-    left, right = wide.replace("/", ":").split(":"), peer.replace("/", ":").split(":")
-    return len(left) == len(right) and all(one in ("*", other) for one, other in zip(left, right, strict=True))
+def _unbudgeted(rule: Rule) -> Rule:
+    return replace(rule, max_bytes=None, max_requests=None)
+
+
+def _peer_beyond(peer: Peer, deny: tuple[Rule, ...], others: Sequence[Peer], other_deny: tuple[Rule, ...]) -> bool:
+    """Whether the other side does not let `peer` be reached. A port of localhost that leads there grants no more."""
+    if not any(_peer_covers(wide, peer) for wide in others):
+        return not _denied_peer(peer, peer.port, deny)
+    return any(
+        not _denied_peer(peer, port, deny)
+        for rule in other_deny
+        if any(host_covers(rule.host, name) for name in peer.names)
+        for port in _ports_meet(peer.port, rule.ports)
+    )
+
+
+def _denied_peer(peer: Peer, port: int, deny: tuple[Rule, ...]) -> bool:
+    return any(_denied(name, port, deny) for name in peer.names)
+
+
+def _peer_covers(wide: Peer, peer: Peer) -> bool:
+    left, right = re.split("[:/]", wide.target), re.split("[:/]", peer.target)
+    return (
+        wide.port in (ANY_PORT, peer.port)
+        and len(left) == len(right)
+        and all(one in ("*", other) for one, other in zip(left, right, strict=True))
+    )
 
 
 # Processes

@@ -3,10 +3,12 @@
 It runs in the interpreter that the parent cloned. Nothing may be imported here: after pivot_root the standard library
 is gone.
 
-Messages to the parent, on a SOCK_SEQPACKET pair, by their first byte: `L` the seccomp listener and the pty master
-(descriptors), `P` a pidfd of the command, `Z` the command was stopped, `S` the last process is gone (wait status, CPU
-times, peak memory), `E` a step failed (its index, errno, text). A message comes back when the terminal is set up, and
-when a stopped command is to continue.
+Messages to the parent, on a SOCK_SEQPACKET pair, by their first byte: `G` the sockets through which the network leads
+out, `L` the seccomp listener and the pty master (descriptors), `P` a pidfd of the command, `Z` the command was stopped,
+`S` the last process but this one is gone (wait status, CPU times, peak memory), `E` a step failed (its index, errno,
+text). A message comes back when the terminal is set up and the network in a gateway's hands, and when a stopped command
+is to continue; after `S` the parent tells its caller and then ends this process. A sandbox that waits in a pool gets
+its command on a socket of its own, after `L` (see assignment.py).
 """
 
 from __future__ import annotations
@@ -17,23 +19,26 @@ import marshal
 import posix
 
 from osmoda.host import cgroup, syscalls
-from osmoda.host.frozen import frozen
+from osmoda.host.frozen import frozen, values_of
+from osmoda.sandbox import assignment
 from osmoda.sandbox.operations import confinement
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import signal as _signal
+    from collections.abc import Callable
     from typing import NoReturn
 
     from osmoda.sandbox.operations import Operation, Setup
 else:
     import _signal
 
-_CONTROL = 3
-_ABOVE = 128
+_CONTROL, _ASSIGNMENTS = 3, 4
+_ABOVE = 16  # above all that are put in place: three streams, the control socket, three more
 # What Python ignores (SIGPIPE, SIGXFSZ), and what job control needs, start from the default in the command.
 _DEFAULTED = (2, 3, 13, 15, 17, 18, 20, 21, 22, 25, 28)
 _SIGCONT, _SIGTTIN, _SIGTTOU = 18, 21, 22
+_ENOMEM, _EINVAL, _EMFILE = 12, 22, 24
 COMMAND = -1
 RLIMIT_NOFILE = 7
 
@@ -47,6 +52,10 @@ class Command:
 
     `stdin`, `stdout` and `stderr` are descriptors of the caller's; those in `terminals` (0, 1, 2) become the
     sandbox's own pty.
+
+    A `function` is called in place of the program, where that would be executed, and gives the exit status: it needs no
+    interpreter in view. All that it uses must be imported before the launch, and it holds a copy of the launcher's
+    memory, so that nothing of a payload's may be called so.
     """
 
     argv: tuple[str, ...]
@@ -56,6 +65,12 @@ class Command:
     stdout: int
     stderr: int
     terminals: tuple[int, ...]
+    function: Callable[[], int] | None = None
+
+    def with_variables(self, more: tuple[tuple[str, str], ...]) -> Command:
+        """The same with `more` variables, which win."""
+        environment = tuple((dict(self.environment) | dict(more)).items())
+        return Command(self.argv, environment, *values_of(self)[2:])
 
 
 def enter(
@@ -65,15 +80,22 @@ def enter(
     control: _socket.socket,
     groups: tuple[int, ...],
     leases: tuple[int, ...],
-    mapped: bool,
+    waits_first: bool,
     title: bytes,
+    assignments: _socket.socket | None = None,
 ) -> NoReturn:
-    """Everything the child does; never returns and never raises."""
-    step = 0
+    """Everything the child does; never returns and never raises.
+
+    With `assignments` the command is what comes there when all operations are applied.
+    """
+    step = COMMAND
+    waits = bool(command.terminals)
+    own = (control.fileno(), assignments.fileno(), *leases) if assignments else (control.fileno(), *leases)
     try:
         syscalls.prctl(syscalls.PR_SET_PDEATHSIG, 9)
-        if mapped:
-            # The parent writes the id maps; an end of file means that it died before the line above.
+        if waits_first:
+            # The parent writes the id maps, or begins to observe; an end of file means that it died before the line
+            # above.
             if control.recv(1) != b"M":
                 posix._exit(125)
         elif _closed(control):
@@ -82,8 +104,9 @@ def enter(
         if groups and posix.getpid() == 1:
             # Now that it is in its group: the name that it has on the host is not the sandbox's to see.
             posix.unshare(syscalls.CLONE_NEWCGROUP)
-        _take_stdio(command, (control.fileno(), *leases))
+        _take_stdio(command, own)
         control = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, _CONTROL)
+        step = 0
         for operation in operations:
             if type(operation) is confinement.Capabilities:
                 _retitle(title)
@@ -91,25 +114,35 @@ def enter(
                 # memory of its own, that it may look into, when it is executed.
                 syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
             operation.apply(setup)
+            if setup.sockets:
+                _send(control, b"G", *setup.sockets)
+                setup.sockets = ()
+                waits = True
             if operation.layer == "seccomp":
                 _send(control, b"L", setup.listener, setup.master)
-                if command.terminals:
-                    # The first thing the command may ask is the size of its window, which the parent sets.
-                    control.recv(1)
-            step += 1
+            step += 1  # noqa: SIM113 - what fails before the first is no step's
         step = COMMAND
+        began = b""
+        given: Command | assignment.Assignment = command
+        if assignments is not None:
+            given, began = _await_command()
+        # The first thing the command may ask is the size of its window, or a name of the network.
+        if waits and control.recv(1) != b"C":
+            posix._exit(125)
         if posix.getpid() != 1:
             # Tier 0 has no pid namespace: what is orphaned comes to this process, and ends with it.
             syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
             _lower_open_files()
-        pid = _spawn(command, setup.slave)
+        pid = _spawn(given, setup.slave)
         pidfd = posix.pidfd_open(pid)
-        _send(control, b"P", pidfd)
+        _send(control, b"P", pidfd, more=began)
         _give_up_stdio()
-        _reap(pid, control, bool(command.terminals))
+        _reap(pid, control, bool(given.terminals))
     except OSError as error:
         text = error.strerror or "failed"
         _report(control, step, error.errno or 0, text)
+    except MemoryError:
+        _report(control, step, _ENOMEM, "the set-up has failed")
     except BaseException as error:
         _report(control, step, 0, f"{type(error).__name__}: {error}")
     finally:
@@ -136,17 +169,34 @@ def _take_stdio(command: Command, own: tuple[int, ...]) -> None:
     """Put the command's streams at 0-2, the control socket at 3, and what pid 1 holds besides (leases) from 4 on."""
     # The sources may lie in each other's way: move them above everything first.
     streams = (command.stdin, command.stdout, command.stderr)
-    moved = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _ABOVE) for fd in (*streams, *own)]
+    try:
+        moved = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _ABOVE) for fd in (*streams, *own)]
+    except OSError as error:
+        if error.errno != _EINVAL:
+            raise
+        raise OSError(_EMFILE, posix.strerror(_EMFILE)) from None  # the limit is not above that number
     for target, fd in enumerate(moved):
         posix.dup2(fd, target, target < _CONTROL)
 
 
-def _send(control: _socket.socket, kind: bytes, *descriptors: int) -> None:
+def _await_command() -> tuple[assignment.Assignment, bytes]:
+    """Wait in a pool; the command and, for the monitor, when it was given."""
+    assignments = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, _ASSIGNMENTS)
+    room = bytearray(assignment.SMALL)
+    syscalls.close_range(0, 2)
+    given = assignment.take(assignments, room)
+    if given is None:
+        posix._exit(125)
+    assignments.close()
+    return given, marshal.dumps(given.began)
+
+
+def _send(control: _socket.socket, kind: bytes, *descriptors: int, more: bytes = b"") -> None:
     """Send descriptors (those that are not -1) and close them here."""
     real = [fd for fd in descriptors if fd >= 0]
     packed = b"".join([fd.to_bytes(4, "little") for fd in real])
     flags = bytes([fd >= 0 for fd in descriptors])
-    control.sendmsg([kind + flags], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, packed)] if real else [])
+    control.sendmsg([kind + flags + more], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, packed)] if real else [])
     for fd in real:
         posix.close(fd)
 
@@ -167,25 +217,28 @@ def _retitle(title: bytes) -> None:
         syscalls.overwrite(start, end - start, title)
 
 
-def _find_argv_area() -> tuple[int, int] | None:
-    """Where the kernel reads this process's arguments (proc_pid_stat(5), fields 48 and 49)."""
+def _find_area(field: int) -> tuple[int, int] | None:
+    """Where the kernel reads this process's arguments or environment (proc_pid_stat(5), from field 48 or 50)."""
     fd = posix.open(b"/proc/self/stat", posix.O_RDONLY | posix.O_CLOEXEC)
     fields = posix.read(fd, 4096).rpartition(b")")[2].split()
     posix.close(fd)
-    start, end = int(fields[45]), int(fields[46])
+    start, end = int(fields[field - 3]), int(fields[field - 2])
     return (start, end) if 0 < start < end else None
 
 
-_argv_area = _find_argv_area()
+_argv_area = _find_area(48)
+_environment_area = _find_area(50)
 
 
-def _spawn(command: Command, slave: bytes) -> int:
+def _spawn(command: Command | assignment.Assignment, slave: bytes) -> int:
     environment = dict(command.environment)
     try:
         posix.chdir(command.directory)
     except OSError as error:
         what = command.directory.decode(errors="backslashreplace")
         raise syscalls.explained(error, f"chdir {what}") from None
+    if command.function is not None:
+        return _fork_function(command.function, environment)
     program = _find(command.argv[0], environment.get("PATH", ""))
     try:
         if command.terminals:
@@ -195,7 +248,48 @@ def _spawn(command: Command, slave: bytes) -> int:
         raise syscalls.explained(error, f"execve {program}") from None
 
 
-def _fork_on_terminal(program: str, command: Command, environment: dict[str, str], slave: bytes) -> int:
+def _fork_function(function: Callable[[], int], environment: dict[str, str]) -> int:
+    """Call `function` in a process that is what execve(2) makes of one: descriptors, signals, environment, dumpable."""
+    pid = posix.fork()
+    if pid == 0:
+        status = 125
+        try:
+            posix.setsid()
+            for fd in range(_CONTROL, syscalls.prlimit_get(RLIMIT_NOFILE)[0]):
+                # Those only that execve(2) would close: one that was left open by mistake must stay.
+                if _closes_on_exec(fd):
+                    posix.close(fd)
+            for number in _DEFAULTED:
+                _signal.signal(number, _signal.SIG_DFL)
+            _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
+            if _environment_area is not None:
+                # What /proc/self/environ shows is the launcher's still, which execve(2) would have left behind.
+                start, end = _environment_area
+                syscalls.overwrite(start, end - start, b"")
+            syscalls.prctl(syscalls.PR_SET_DUMPABLE, 1)
+            posix.environ.clear()
+            posix.environ.update(
+                {
+                    name.encode("utf-8", "surrogateescape"): value.encode("utf-8", "surrogateescape")
+                    for name, value in environment.items()
+                }
+            )
+            status = function()
+        finally:
+            posix._exit(status)
+    return pid
+
+
+def _closes_on_exec(fd: int) -> bool:
+    try:
+        return bool(fcntl.fcntl(fd, fcntl.F_GETFD) & fcntl.FD_CLOEXEC)
+    except OSError:
+        return False
+
+
+def _fork_on_terminal(
+    program: str, command: Command | assignment.Assignment, environment: dict[str, str], slave: bytes
+) -> int:
     """Start the command in the foreground of the sandbox's terminal, in a session that pid 1 leads.
 
     The command gets a process group of its own in that session: in a group whose every parent is in another session,
@@ -242,6 +336,8 @@ def _find(name: str, path: str) -> str:
     found = 2
     for folder in path.split(":"):
         candidate = f"{folder or '.'}/{name}"
+        if not posix.access(candidate, posix.F_OK):
+            continue  # at less cost than an exception
         try:
             status = posix.stat(candidate)
         except OSError:
@@ -280,6 +376,9 @@ def _reap(main: int, control: _socket.socket, stops: bool) -> NoReturn:
     except (ChildProcessError, ProcessLookupError):
         # No process but this one is left.
         control.send(b"S" + marshal.dumps((status, user, system, peak)))
+        # Whoever waits for the answer need not wait for this process to be taken down: the parent ends it, when it has
+        # answered.
+        control.recv(1)
     posix._exit(0)
 
 

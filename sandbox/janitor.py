@@ -21,13 +21,19 @@ else:
     import _signal
 
 _SIGCHLD = 17
-_PATIENCE = 10.0  # seconds for the kernel to end a killed pid namespace
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.002, 1.0  # seconds
+_AS_LONG = 30.0  # seconds for the kernel to end a killed pid namespace
 
 
 class Janitor:
     """The other end: tell it of groups with `mind` and `release`. It ends when this process does, or on `close`."""
 
     def __init__(self) -> None:
+        """Start it. Raises OSError."""
+        self._minded: dict[str, None] = {}
+        self._start()
+
+    def _start(self) -> None:
         read, self._write = posix.pipe2(posix.O_CLOEXEC)
         before = _signal.pthread_sigmask(_signal.SIG_BLOCK, (1, 2, 3, 10, 12, 15))
         try:
@@ -35,26 +41,49 @@ class Janitor:
             if self._pid == 0:
                 posix.dup2(read, 0, inheritable=False)
                 _wait_for_the_end()
+        except OSError:
+            posix.close(self._write)
+            raise
         finally:
             _signal.pthread_sigmask(_signal.SIG_SETMASK, before)
+            posix.close(read)
         posix.close(pidfd)
-        posix.close(read)
 
     def mind(self, group: cgroup.Group) -> None:
-        """Remove `group` should this process die."""
-        self._tell("+", group)
+        """Remove `group` should this process die; to be called before it is made. Raises OSError."""
+        line = _line(group)
+        try:
+            self._tell("+", line)
+        except BrokenPipeError:
+            # It was killed: another one, which is told all.
+            posix.close(self._write)
+            posix.waitpid(self._pid, 0)
+            self._start()
+            for text in (*self._minded, line):
+                self._tell("+", text)
+        self._minded[line] = None
 
     def release(self, group: cgroup.Group) -> None:
         """This process has removed `group` itself."""
-        self._tell("-", group)
+        line = _line(group)
+        self._minded.pop(line, None)
+        try:
+            self._tell("-", line)
+        except BrokenPipeError:
+            return  # it was killed; the next one will not be told of this group
 
-    def _tell(self, sign: str, group: cgroup.Group) -> None:
-        posix.write(self._write, f"{sign}{group.version} {' '.join(group.directories)}\n".encode())
+    def _tell(self, sign: str, line: str) -> None:
+        posix.write(self._write, f"{sign}{line}\n".encode())
 
     def close(self) -> None:
-        """End it."""
+        """End it; where groups could not be removed yet, it ends when they are."""
         posix.close(self._write)
-        posix.waitpid(self._pid, 0)
+        if not self._minded:
+            posix.waitpid(self._pid, 0)
+
+
+def _line(group: cgroup.Group) -> str:
+    return f"{group.version} {' '.join(group.directories)}"
 
 
 def _wait_for_the_end() -> NoReturn:
@@ -86,15 +115,21 @@ def _wait_for_the_end() -> NoReturn:
 
 def _remove(group: cgroup.Group) -> None:
     def removed() -> bool:
-        if group.remove():
-            return True
-        group.kill()
+        try:
+            if group.remove():
+                return True
+            group.kill()
+        except OSError:
+            return False  # tried again
         return False
 
-    _patiently(removed)
+    # A process that waits for a file system which does not answer is killed and stays until that does: so does this.
+    _patiently(removed, lambda: bool(group.processes()))
 
 
-def _patiently(done: Callable[[], bool]) -> None:
-    end = time.monotonic() + _PATIENCE
-    while not done() and time.monotonic() < end:
-        time.sleep(0.002)
+def _patiently(done: Callable[[], bool], occupied: Callable[[], bool] = lambda: False) -> None:
+    """Until it is done: for a while, and then as long as it is `occupied`."""
+    pause, end = _FIRST_PAUSE, time.monotonic() + _AS_LONG
+    while not done() and (time.monotonic() < end or occupied()):
+        time.sleep(pause)
+        pause = min(pause * 1.1, _LONGEST_PAUSE)

@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 EXECUTE, WRITE_FILE, READ_FILE, READ_DIR = 1 << 0, 1 << 1, 1 << 2, 1 << 3
 MAKE_CHAR, MAKE_BLOCK = 1 << 6, 1 << 11
 REFER, TRUNCATE, IOCTL_DEV = 1 << 13, 1 << 14, 1 << 15
-_SINCE = {REFER: 2, TRUNCATE: 3, IOCTL_DEV: 5}
+SINCE = {REFER: 2, TRUNCATE: 3, IOCTL_DEV: 5}
 _ALL = (1 << 16) - 1
-_ON_FILES = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL_DEV
+ON_FILES = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL_DEV
 
 _NET_ABI, _SCOPE_ABI = 4, 6
-_BIND_AND_CONNECT = 3
+_BIND, _BIND_AND_CONNECT = 1, 3
 _SCOPED = 3  # abstract unix sockets, signals
 
-_READ = EXECUTE | READ_FILE | READ_DIR
-_WRITE = _ALL & ~(MAKE_CHAR | MAKE_BLOCK | IOCTL_DEV)
-_DEVICES = WRITE_FILE | READ_FILE | READ_DIR | TRUNCATE | IOCTL_DEV
+READ = EXECUTE | READ_FILE | READ_DIR
+WRITE = _ALL & ~(MAKE_CHAR | MAKE_BLOCK | IOCTL_DEV)
+DEVICES = WRITE_FILE | READ_FILE | READ_DIR | TRUNCATE | IOCTL_DEV
 
 
 def compile_rules(
@@ -38,10 +38,15 @@ def compile_rules(
     write: Iterable[str],
     scratch: Iterable[str],
     degrade: Callable[[str, str, str], None],
+    *,
+    way_out: bool = False,
 ) -> confinement.Landlock | None:
     """The rules for the view that the mounts make, with every right this kernel's ABI knows; None without Landlock.
 
     `system` are the host's own trees that are shown, `read` and `write` the declared ones, `scratch` the private ones.
+
+    With a `way_out` only binding ports is ruled here: connections lead nowhere but to the gateway, and an edit of the
+    allowlist holds at once, which no rule of Landlock's could follow.
 
     `degrade(layer, reason, origin)` is told what is missing, and raises CompileError when the profile does not allow
     that.
@@ -56,10 +61,10 @@ def compile_rules(
         )
         return None
     handled_fs = _ALL
-    for right, since in _SINCE.items():
+    for right, since in SINCE.items():
         if abi < since:
             handled_fs &= ~right
-    handled_net, scoped = _BIND_AND_CONNECT, _SCOPED
+    handled_net, scoped = (_BIND if way_out else _BIND_AND_CONNECT), _SCOPED
     if profile.network.loopback:
         handled_net = 0
     elif abi < _NET_ABI:
@@ -75,15 +80,14 @@ def compile_rules(
         (b"/etc", READ_FILE | READ_DIR),
         (b"/proc", READ_FILE | READ_DIR),
     ]
-    paths.append((b"/dev", _DEVICES))
+    paths.append((b"/dev", DEVICES))
     programs = [path for path in system if not path.startswith("/etc/")]
-    paths.extend((os.fsencode(path), _READ) for path in programs)
-    paths.extend((os.fsencode(path), _READ if os.path.isdir(path) else _READ & _ON_FILES) for path in read)
-    paths.extend((os.fsencode(path), _WRITE if os.path.isdir(path) else _WRITE & _ON_FILES) for path in write)
-    paths.extend((os.fsencode(path), _WRITE) for path in scratch)
+    paths.extend((os.fsencode(path), READ) for path in programs)
+    paths.extend((os.fsencode(path), READ if os.path.isdir(path) else READ & ON_FILES) for path in read)
+    paths.extend((os.fsencode(path), WRITE if os.path.isdir(path) else WRITE & ON_FILES) for path in write)
+    paths.extend((os.fsencode(path), WRITE) for path in scratch)
     if profile.filesystem.workspace != "none":
-        paths.append((b"", _WRITE))
-    ports = sorted({port for rule in profile.network.allow for port in rule.ports})
+        paths.append((b"", WRITE))
     return confinement.Landlock(
         tier,
         handled_fs,
@@ -92,5 +96,5 @@ def compile_rules(
         abi,
         tuple((path, rights & handled_fs) for path, rights in paths),
         tuple(sorted(profile.network.serve)) if handled_net else (),
-        tuple(ports) if handled_net else (),
+        (),
     )

@@ -9,15 +9,17 @@ from __future__ import annotations
 import _socket
 import posix
 
-from osmoda.host import cgroup, syscalls
-from osmoda.sandbox import init, lease
+from osmoda.host import cgroup, paths, syscalls
+from osmoda.sandbox import answering, covers, errors, init, lease
 from osmoda.sandbox.errors import LaunchError
 from osmoda.sandbox.operations import Setup, isolation, mounting
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import signal as _signal
+    from collections.abc import Callable, Iterator
 
+    from osmoda.sandbox.doorway import Doorway
     from osmoda.sandbox.init import Command
     from osmoda.sandbox.janitor import Janitor
     from osmoda.sandbox.plan import Plan
@@ -27,12 +29,13 @@ else:
 # 32 and 33 belong to the C library's threads.
 _ALL_SIGNALS = (*range(1, 32), *range(34, 65))
 _SIGCHLD = 17
+_EINVAL = 22
 
 
 class Launched:
     """A cloned child that is setting itself up. All descriptors are the monitor's to close."""
 
-    __slots__ = ("command", "control", "group", "identity", "lease", "pid", "pidfd", "plan")
+    __slots__ = ("command", "control", "covers", "doorway", "group", "identity", "lease", "pid", "pidfd", "plan")
 
     def __init__(
         self,
@@ -44,6 +47,8 @@ class Launched:
         control: _socket.socket,
         group: cgroup.Group | None,
         lease: int,
+        doorway: Doorway | None,
+        covers: tuple[bytes, ...] = (),
     ) -> None:
         self.plan = plan
         self.command = command
@@ -53,6 +58,8 @@ class Launched:
         self.control = control
         self.group = group
         self.lease = lease
+        self.doorway = doorway
+        self.covers = covers
 
 
 _counter = 0
@@ -65,11 +72,27 @@ def new_identity() -> str:
     return f"{posix.getpid():x}-{_counter:x}"
 
 
-def launch(plan: Plan, command: Command, workspace: bytes, layer: bytes, layer_lock: int, identity: str) -> Launched:
+def launch(
+    plan: Plan,
+    command: Command,
+    workspace: bytes,
+    layer: bytes,
+    layer_lock: int,
+    identity: str,
+    doorway: Doorway | None = None,
+    observe: Callable[[int], None] | None = None,
+    assignments: _socket.socket | None = None,
+    terminal: bool = False,
+) -> Launched:
     """Clone the child that will run `command` under `plan`.
 
     `workspace` is the canonical path of the workspace (empty for none), `layer` the directory of its overlay's layer
     (holding `upper` and `work`), `layer_lock` the descriptor of the lock on it (-1 for none), which pid 1 holds too.
+    `doorway` is where a plan with a network gets out; it is the sandbox's from here on. `observe` is called with the
+    child's pid before the child does anything; what it raises ends the child. With `assignments` the child waits for
+    its command there (see assignment.py), with a terminal where `terminal` says so; it gets its doorway then, and one
+    that is given here only says what is trusted inside.
+
     The child reports by messages (see init.py); a failure of its set-up comes there. Raises LaunchError when the
     parent's part fails; nothing is left behind then.
     """
@@ -77,7 +100,12 @@ def launch(plan: Plan, command: Command, workspace: bytes, layer: bytes, layer_l
     group: cgroup.Group | None = None
     control = inner = None
     held = -1
+    launched: Launched | None = None
+    complete = False
     try:
+        if plan.egress and doorway is None and assignments is None:
+            raise LaunchError("the plan has a network, and there is no gateway for it")
+        answering.require(_looked_into(plan, workspace, layer))
         _refuse_directories(command)
         _refuse_threads()
         own_uid = any(type(op) is isolation.Identity and op.own_host_uid for op in plan.operations)
@@ -85,48 +113,65 @@ def launch(plan: Plan, command: Command, workspace: bytes, layer: bytes, layer_l
         if own_uid:
             uid, held = lease.acquire()
         gid = uid if own_uid else posix.getegid()
-        setup = Setup(workspace, layer, uid, gid, bool(command.terminals))
+        setup = Setup(workspace, layer, uid, gid, terminal or bool(command.terminals))
+        if doorway is not None:
+            setup.trust = doorway.trust
         if own_uid:
             _prepare_trees(plan, setup, release)
         if plan.memory or plan.cpu or plan.pids:
             group = _make_group(plan, identity)
-            _janitor().mind(group)
         joins = group.open_for_join() if group else ()
         release.extend(joins)
         control, inner = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
         leases = tuple([fd for fd in (held, layer_lock) if fd >= 0])
         title = f"osmoda-init {identity} tier-{plan.tier} {plan.name}".encode(errors="replace")
+        covered = covers.points(plan.operations, workspace)
         before = _signal.pthread_sigmask(_signal.SIG_BLOCK, _ALL_SIGNALS)
         try:
             pid, pidfd = syscalls.clone3(plan.unshared, _SIGCHLD)
             if pid == 0:
-                control.close()
-                init.enter(plan.operations, setup, command, inner, joins, leases, own_uid, title)
+                try:
+                    control.close()
+                    waits = own_uid or observe is not None
+                    init.enter(plan.operations, setup, command, inner, joins, leases, waits, title, assignments)
+                finally:
+                    posix._exit(125)
         finally:
             _signal.pthread_sigmask(_signal.SIG_SETMASK, before)
-        launched = Launched(plan, command, identity, pid, pidfd, control, group, held)
-        if own_uid:
+        launched = Launched(plan, command, identity, pid, pidfd, control, group, held, doorway, covered)
+        if own_uid or observe is not None:
             try:
-                _map_ids(plan, pid, uid, gid)
+                if own_uid:
+                    _map_ids(plan, pid, uid, gid)
+                if observe is not None:
+                    observe(pid)
                 control.send(b"M")
             except OSError as error:
-                abandon(launched)
-                group = None
-                raise LaunchError(f"{error.strerror} (identity)") from None
+                raise errors.refused(error, " (identity)") from None
+        if doorway is not None:
+            doorway.drop_trust()
+        complete = True
         return launched
-    except OSError as error:
-        if group is not None:
-            _discard(group)
-        if control is not None:
-            control.close()
-        if held >= 0:
-            posix.close(held)
-        raise LaunchError(error.strerror or str(error)) from None
+    except BaseException as error:
+        if launched is not None:
+            abandon(launched)
+        else:
+            if group is not None:
+                _discard(group)
+            if control is not None:
+                control.close()
+            if held >= 0:
+                posix.close(held)
+        if isinstance(error, (OSError, MemoryError, paths.UntrustedDirectory)):
+            raise errors.refused(error) from None
+        raise
     finally:
         if inner is not None:
             inner.close()
         for fd in release:
             posix.close(fd)
+        if doorway is not None and not complete:
+            doorway.close()
 
 
 def abandon(launched: Launched) -> None:
@@ -136,14 +181,33 @@ def abandon(launched: Launched) -> None:
     finish(launched)
 
 
+def leave(launched: Launched) -> None:
+    """Give back what does not depend on the end of a child that was killed and cannot end; `finish` comes later.
+
+    Should that be after the end of this process, the janitor removes the control group.
+    """
+    launched.control.close()
+    if launched.doorway is not None:
+        launched.doorway.close()
+
+
 def finish(launched: Launched) -> None:
     """Give back all that a launch took, once its child was reaped."""
     posix.close(launched.pidfd)
-    launched.control.close()
+    leave(launched)
     if launched.group is not None:
         _discard(launched.group)
     if launched.lease >= 0:
         posix.close(launched.lease)
+
+
+def _looked_into(plan: Plan, workspace: bytes, layer: bytes) -> Iterator[bytes]:
+    """The paths of the host that are not the system's own."""
+    yield from filter(None, (workspace, layer))
+    for operation in plan.operations:
+        if isinstance(operation, mounting.Grant):
+            yield operation.path
+    yield from covers.points(plan.operations, workspace)
 
 
 def _refuse_directories(command: Command) -> None:
@@ -187,7 +251,8 @@ def _discard(group: cgroup.Group) -> None:
     # The last process may still be on its way out of the group.
     while not group.remove():
         group.kill()
-    _janitor().release(group)
+    if _minding is not None:
+        _minding.release(group)
 
 
 _hierarchy: cgroup.Hierarchy | None = None
@@ -199,7 +264,15 @@ def _make_group(plan: Plan, identity: str) -> cgroup.Group:
     if hierarchy.version == 1:
         # Nobody moves this process; in v2 it may itself move in and out of a leaf.
         _hierarchy = hierarchy
-    return cgroup.Group.create(hierarchy, f"osmoda-{identity}", plan.memory, plan.cpu, plan.pids)
+    wanted = (hierarchy, f"osmoda-{identity}", plan.memory, plan.cpu, plan.pids)
+    # Before it is there: should this process be killed in between, nobody else would know of it.
+    named = cgroup.Group.named(*wanted)
+    _janitor().mind(named)
+    try:
+        return cgroup.Group.create(*wanted)
+    except OSError:
+        _janitor().release(named)
+        raise
 
 
 def _settle(identity: str) -> cgroup.Hierarchy:
@@ -244,7 +317,10 @@ def _prepare_trees(plan: Plan, setup: Setup, release: list[int]) -> None:
             owner = (status.st_uid, status.st_gid)
             if owner not in namespaces:
                 namespaces[owner] = _id_map(owner, setup)
-            tree = mounting.clone_tree(fd, attributes, namespaces[owner])
+            try:
+                tree = mounting.clone_tree(fd, attributes, namespaces[owner])
+            except OSError as error:
+                raise _no_tree(path, error) from None
             setup.trees[path] = tree
             release.append(tree)
     finally:
@@ -252,12 +328,28 @@ def _prepare_trees(plan: Plan, setup: Setup, release: list[int]) -> None:
             posix.close(fd)
 
 
+def _no_tree(path: bytes, error: OSError) -> LaunchError:
+    where = path.decode(errors="backslashreplace")
+    if error.errno == _EINVAL:
+        return LaunchError(
+            f"{where} cannot be shown to a sandbox that root starts: its file system knows no idmapped mounts "
+            f"({error.strerror}); an ordinary user can"
+        )
+    return LaunchError(f"{where}: {errors.sentence(error)}")
+
+
 def _id_map(owner: tuple[int, int], setup: Setup) -> int:
     """A user namespace that maps `owner` to the sandbox's host uid: nobody lives in it, it only serves as a map."""
+    parent = posix.getpid()
     pid, pidfd = syscalls.clone3(syscalls.CLONE_NEWUSER, _SIGCHLD)
     if pid == 0:
-        while True:
-            _signal.pause()
+        try:
+            # Else it would stay for ever, should the parent be killed now.
+            syscalls.prctl(syscalls.PR_SET_PDEATHSIG, 9)
+            while posix.getppid() == parent:
+                _signal.pause()
+        finally:
+            posix._exit(0)
     try:
         isolation.write_file(b"/proc/%d/uid_map" % pid, b"%d %d 1" % (owner[0], setup.host_uid))
         isolation.write_file(b"/proc/%d/gid_map" % pid, b"%d %d 1" % (owner[1], setup.host_gid))

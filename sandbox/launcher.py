@@ -17,8 +17,10 @@ import marshal
 import posix
 
 from osmoda.host import syscalls
-from osmoda.host.frozen import frozen, values_of
-from osmoda.sandbox import init, launch
+from osmoda.host.frozen import frozen
+from osmoda.sandbox import init, launch, opening
+from osmoda.sandbox.answer import outcome_message, refusal_message
+from osmoda.sandbox.doorway import Doorway, Gateways
 from osmoda.sandbox.errors import LaunchError, SandboxError
 from osmoda.sandbox.init import Command
 from osmoda.sandbox.monitor import Monitor, Outcome
@@ -49,21 +51,21 @@ class LaunchRequest:
     workspace: bytes
     layer: bytes
     timeout: float
+    agent: str
+    token: bytes
+    since: int
+    secrets: tuple[tuple[str, str, str], ...]
 
 
 def serve() -> None:
     """Serve until the other end of the request socket is closed."""
     requests = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, REQUESTS)
     posix.set_inheritable(REQUESTS, False)
-    # A Ctrl-C at the terminal is for the program, which decides what it means for its sandboxes.
-    for number in (1, 2, 3, 15):
-        if _signal.getsignal(number) != _signal.SIG_IGN:
-            # A handler, not SIG_IGN: what is ignored would stay so in the commands.
-            _signal.signal(number, _not_for_us)
-    _raise_open_files()
+    settle_down()
     gc.disable()
     gc.freeze()
     monitor = Monitor()
+    gateways = Gateways()
     plans: dict[bytes, Plan] = {}
     open_requests = [True]
 
@@ -78,12 +80,23 @@ def serve() -> None:
         if flags & _socket.MSG_CTRUNC:
             _refuse(descriptors)
         else:
-            _Task(monitor, plans, descriptors)
+            _Task(monitor, gateways, plans, descriptors)
 
     monitor.register(REQUESTS, received)
     while open_requests:
         monitor.step()
     monitor.close()
+    gateways.close()
+
+
+def settle_down() -> None:
+    """Be a process of the program's own, which signals and limits of open files are not meant for."""
+    # A Ctrl-C at the terminal is for the program, which decides what it means for its sandboxes.
+    for number in (1, 2, 3, 15):
+        if _signal.getsignal(number) != _signal.SIG_IGN:
+            # A handler, not SIG_IGN: what is ignored would stay so in the commands.
+            _signal.signal(number, _not_for_us)
+    _raise_open_files()
 
 
 def _not_for_us(number: int, frame: object) -> None:
@@ -100,9 +113,9 @@ def _raise_open_files() -> None:
 
 def _refuse(descriptors: list[int]) -> None:
     """Answer a request of whose descriptors only these could be received."""
-    text = "the launcher has too many open files (RLIMIT_NOFILE): too many sandboxes are running"
+    error = LaunchError("the launcher has too many open files (RLIMIT_NOFILE): too many sandboxes are running")
     if descriptors:
-        posix.write(descriptors[0], marshal.dumps(("failed", "LaunchError", text, LaunchError.exit_code)))
+        posix.write(descriptors[0], marshal.dumps(refusal_message(error)))
     for fd in descriptors:
         posix.close(fd)
 
@@ -110,7 +123,7 @@ def _refuse(descriptors: list[int]) -> None:
 class _Task:
     """One request, from its descriptors to its answer."""
 
-    def __init__(self, monitor: Monitor, plans: dict[bytes, Plan], descriptors: list[int]) -> None:
+    def __init__(self, monitor: Monitor, gateways: Gateways, plans: dict[bytes, Plan], descriptors: list[int]) -> None:
         answer, body, stdin, stdout, stderr, *lock = descriptors
         self._monitor = monitor
         self._answer = answer
@@ -128,11 +141,15 @@ class _Task:
                 posix.close(answer)
                 return
             command = Command(request.argv, request.environment, request.directory, stdin, stdout, stderr, ())
-            launched = launch.launch(
-                plan, command, request.workspace, request.layer, lock[0] if lock else -1, launch.new_identity()
-            )
+            identity = launch.new_identity()
+            doorway = None
+            if plan.egress:
+                told = opening.opening(plan, identity, request.agent, request.token, request.secrets)
+                doorway = Doorway(gateways, told, request.since)
+            layer_lock = lock[0] if lock else -1
+            launched = launch.launch(plan, command, request.workspace, request.layer, layer_lock, identity, doorway)
         except SandboxError as error:
-            self._fail(error)
+            self._send(refusal_message(error))
             posix.close(answer)
             return
         finally:
@@ -151,11 +168,7 @@ class _Task:
             self._watched.send_signal(number)
 
     def _ended(self, outcome: Outcome | SandboxError) -> None:
-        if isinstance(outcome, SandboxError):
-            self._fail(outcome)
-        else:
-            denials = tuple([values_of(denial) for denial in outcome.denials])
-            self._send(("ended", *values_of(outcome)[:-1], denials))
+        self._send(refusal_message(outcome) if isinstance(outcome, SandboxError) else outcome_message(outcome))
         self._hang_up()
 
     def _hang_up(self) -> None:
@@ -163,9 +176,6 @@ class _Task:
             self._monitor.unregister(self._answer)
             posix.close(self._answer)
             self._answer = -1
-
-    def _fail(self, error: SandboxError) -> None:
-        self._send(("failed", type(error).__name__, str(error), error.exit_code))
 
     def _send(self, message: tuple[Any, ...]) -> None:
         if self._answer < 0:

@@ -19,12 +19,16 @@ COUNT = 65536
 _F_OFD_SETLK = 37
 _F_WRLCK = 1
 
+_next = -1
+
 
 def acquire() -> tuple[int, int]:
     """A free uid and the descriptor that holds it. Raises OSError when all are taken or the file cannot be opened."""
     path = paths.own_directory("runtime") + "/uids"
     fd = posix.open(path, posix.O_RDWR | posix.O_CREAT | posix.O_NOFOLLOW | posix.O_CLOEXEC, 0o600)
-    start = posix.getpid() * 127
+    global _next
+    # Where the last one was found, and not where the search began: those before it are probably in use still.
+    start = _next if _next >= 0 else posix.getpid() * 127
     for step in range(COUNT):
         offset = (start + step) % COUNT
         # struct flock: l_type, l_whence, (padding), l_start, l_len, l_pid
@@ -42,6 +46,7 @@ def acquire() -> tuple[int, int]:
         except OSError:
             posix.close(fd)
             raise
+        _next = offset + 1
         return FIRST_UID + offset, fd
     posix.close(fd)
     raise OSError(11, f"all {COUNT} uids reserved for sandboxes are in use")

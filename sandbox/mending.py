@@ -15,6 +15,7 @@ NETWORK_ABI, SCOPE_ABI = 4, 6
 _GIVE_UP = 'a profile can do without it: degrade = ["{}"]'
 LANDLOCK = "Linux 5.13 or later with landlock in lsm= of its command line; " + _GIVE_UP.format("landlock")
 LANDLOCK_NET = "Linux 6.7 or later; " + _GIVE_UP.format("landlock-net")
+NFTABLES = "nf_tables in the kernel and libnftables on the system (Debian: libnftables1)"
 LANDLOCK_SCOPE = "Linux 6.12 or later; " + _GIVE_UP.format("landlock-scope")
 
 

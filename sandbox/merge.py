@@ -43,7 +43,7 @@ def merge(declarations: Iterable[Declaration]) -> Declaration:
     keys: dict[Key, Position] = {}
     lists: dict[Key, dict[Any, Position]] = {}
     scalars: dict[Key, tuple[Any, Position]] = {}
-    variables: dict[str, tuple[str, Position]] = {}
+    variables: dict[str, list[tuple[str, Position]]] = {}
     for declaration in declarations:
         for key, position in declaration.keys.items():
             keys[key] = min(keys.get(key, position), position, key=_place)
@@ -55,8 +55,9 @@ def merge(declarations: Iterable[Declaration]) -> Declaration:
             held = scalars.get(key)
             scalars[key] = found if held is None else min(held, found, key=lambda it: _tightness(key, it))
         for name, pair in declaration.variables.items():
-            _unite_variable(variables, name, pair)
-    return Declaration(keys, lists, scalars, variables)
+            variables.setdefault(name, []).append(pair)
+    # By name, so that of several contradictions the same one is told in any order.
+    return Declaration(keys, lists, scalars, {name: _united(name, variables[name]) for name in sorted(variables)})
 
 
 def extend(own: Declaration, bases: Iterable[Declaration]) -> Declaration:
@@ -69,19 +70,19 @@ def extend(own: Declaration, bases: Iterable[Declaration]) -> Declaration:
     return merge((own, below))
 
 
-def _unite_variable(variables: dict[str, tuple[str, Position]], name: str, found: tuple[str, Position]) -> None:
-    held = variables.get(name)
-    if held is not None and held[0] != found[0]:
-        first, second = sorted((held, found), key=lambda it: _place(it[1]))
-        where = second[1]
-        raise ProfileError(
-            f'environment.set.{name} is "{second[0]}" here and "{first[0]}" in {first[1]}; '
-            "the profile that extends both has to say which",
-            where.file,
-            where.line,
-            where.column,
-        )
-    variables[name] = found if held is None else min(held, found, key=lambda it: _place(it[1]))
+def _united(name: str, pairs: list[tuple[str, Position]]) -> tuple[str, Position]:
+    """The value that all of them give, where it stands first. Raises ProfileError when there are two."""
+    first, *others = sorted(pairs, key=lambda it: _place(it[1]))
+    for value, where in others:
+        if value != first[0]:
+            raise ProfileError(
+                f'environment.set.{name} is "{value}" here and "{first[0]}" in {first[1]}; '
+                "the profile that extends both has to say which",
+                where.file,
+                where.line,
+                where.column,
+            )
+    return first
 
 
 def _place(position: Position) -> tuple[str, int, int]:

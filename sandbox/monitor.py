@@ -14,28 +14,37 @@ import posix
 import select
 import time
 
-from osmoda.host import syscalls
+from osmoda.host import paths, syscalls
 from osmoda.host.frozen import frozen, values_of
-from osmoda.sandbox import init, launch
+from osmoda.sandbox import covers, errors, init, launch
 from osmoda.sandbox.errors import CommandError, LaunchError, SandboxError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
+    from osmoda.sandbox.doorway import Doorway
     from osmoda.sandbox.launch import Launched
+
+    _Timer = tuple[float, Callable[[], None]]
 
 _NOTIF_RECV = 0xC0502100
 _NOTIF_SEND = 0xC0182101
 _NOTIF_ID_VALID = 0x40082102
 _EPERM = 1
+_LIMITED = (11, 12, 23, 24)  # EAGAIN, ENOMEM, ENFILE, EMFILE: not the command's fault
 _SIGKILL = 9
 _SIGTERM = 15
+_MSG_FLAGS = _socket.MSG_DONTWAIT | _socket.MSG_CMSG_CLOEXEC
 _GRACE = 2.0  # seconds between SIGTERM and SIGKILL after a time-out
+_SET_UP = 20.0  # seconds for all that comes before the command
+_DYING = 10.0  # seconds for a killed sandbox to be gone
 
 # A program that does nothing but provoke refusals must not take a core of the host's with it.
 _DENIALS_PER_SECOND = 2000
 _DISTINCT_DENIALS = 512
+_TELLING = 0.25  # seconds between two times that somebody who watches is told of a sandbox's refusals
 
 
 @frozen
@@ -61,7 +70,8 @@ class Outcome:
 
     `status` is the exit code by convention: the command's own, 128+n when a signal ended it, 124 timed out. CPU times
     are seconds, `peak_memory` bytes, `duration` seconds of wall-clock time. `refused` counts all refused calls;
-    `denials` holds the distinct ones.
+    `denials` holds the distinct ones. `network` holds what the gateway refused: (time, what, port, reason, origin,
+    count).
     """
 
     status: int
@@ -74,6 +84,7 @@ class Outcome:
     oom_kills: int
     forks_refused: int
     refused: int
+    network: tuple[tuple[Any, ...], ...]
     denials: tuple[RawDenial, ...]
 
 
@@ -86,22 +97,40 @@ class Watched:
         self.on_end = on_end
         self.on_terminal: Callable[[int], None] | None = None
         self.on_stop: Callable[[], None] | None = None
+        self.on_ready: Callable[[], None] | None = None
+        """Called when all is applied: a sandbox that waits in a pool can be given its command."""
+        self.on_start: Callable[[], None] | None = None
+        self.sockets: list[int] = []
+        """The way out of a waiting sandbox, as it was made inside, until it has a doorway."""
         self.listener = -1
+        self._mounts: covers.Mounts | None = None
         self.command = -1
         self.started = time.monotonic()
         self.timed_out = False
         self.refused = 0
         self.denials: dict[tuple[object, ...], RawDenial] = {}
         self._counts: dict[tuple[object, ...], int] = {}
+        self._untold: set[tuple[object, ...]] = set()
         self._window = 0
         self._window_count = 0
         self._end: tuple[int, float, float, int] | None = None
         self._error: SandboxError | None = None
         self._pending: list[int] = []
+        self._dying: _Timer | None = None
+        self.killed = ""
+        """How its pid 1 ended while the command ran, where nobody asked this process to end it."""
+        self._deadline = monitor.call_at(self.started + _SET_UP, self._not_set_up, self)
+        # What the command waits for; a command that waits for nothing is not told to go on.
+        self._to_come: set[str] = {"terminal"} if launched.command.terminals else set()
+        if launched.doorway is not None:
+            self._to_come.add("gateway")
+            launched.doorway.watch(self)
 
     def send_signal(self, number: int) -> None:
         """Signal the command; before it has started, or after it has ended, remember or forget it."""
         if number == _SIGKILL:
+            if self._dying is None:
+                self._dying = self.monitor.call_at(time.monotonic() + _DYING, self._does_not_end, self)
             syscalls.pidfd_send_signal(self.launched.pidfd, _SIGKILL)
         elif self.command < 0:
             self._pending.append(number)
@@ -110,6 +139,17 @@ class Watched:
                 syscalls.pidfd_send_signal(self.command, number)
             except ProcessLookupError:
                 return
+
+    def may_start(self, thing: str) -> None:
+        """`thing` ("terminal", "gateway") is there; with the last of them the command starts."""
+        self._to_come.discard(thing)
+        if not self._to_come:
+            self.go_on()
+
+    def fail(self, error: SandboxError) -> None:
+        """It cannot go on: what is there of it is ended, and `error` is the outcome."""
+        self._error = self._error or error
+        self.send_signal(_SIGKILL)
 
     def go_on(self) -> None:
         """Let pid 1 go on: start the command on its terminal, or continue it with its process group after `on_stop`."""
@@ -124,7 +164,7 @@ class Watched:
         data, flags = b"", 0
         ancillary: list[tuple[int, int, bytes]] = []
         try:
-            data, ancillary, flags, _ = self.launched.control.recvmsg(65536, 64, _socket.MSG_DONTWAIT)
+            data, ancillary, flags, _ = self.launched.control.recvmsg(65536, 64, _MSG_FLAGS)
         except BlockingIOError:
             return
         except ConnectionResetError:
@@ -137,8 +177,7 @@ class Watched:
         ]
         kind = data[:1]
         if flags & _socket.MSG_CTRUNC:
-            self._error = LaunchError("there are too many open files (RLIMIT_NOFILE): too many sandboxes are running")
-            self.send_signal(_SIGKILL)
+            self.fail(LaunchError("there are too many open files (RLIMIT_NOFILE): too many sandboxes are running"))
         elif kind == b"L":
             present = list(data[1:])
             if present[0]:
@@ -146,9 +185,24 @@ class Watched:
                 self.monitor.register(self.listener, self.notification_ready)
             if present[1] and self.on_terminal:
                 self.on_terminal(descriptors.pop(0))
-                self.go_on()
+                if "terminal" in self._to_come:
+                    self.may_start("terminal")
+            if self.launched.covers:
+                self._watch_covers()
+            if self.on_ready:
+                self.monitor.cancel(self._deadline)
+                self.on_ready()
+        elif kind == b"G" and self.launched.doorway is None:
+            self.sockets, descriptors = descriptors, []
+        elif kind == b"G":
+            self._attach(descriptors)
+            descriptors = []
         elif kind == b"P":
             self.command = descriptors.pop(0)
+            self.monitor.cancel(self._deadline)
+            if self.on_start:
+                self.started = marshal.loads(data[2:])
+                self.on_start()
             for number in self._pending:
                 self.send_signal(number)
         elif kind == b"Z":
@@ -159,18 +213,63 @@ class Watched:
             # Every process of the sandbox but its pid 1 is gone: the caller need not wait for the namespaces to be
             # torn down.
             self._report()
+            self.send_signal(_SIGKILL)
         elif kind == b"E":
             self._error = self._explain(*marshal.loads(data[1:]))
         for fd in descriptors:
             posix.close(fd)
 
+    def _watch_covers(self) -> None:
+        try:
+            self._mounts = covers.Mounts(self.launched.pid)
+        except ProcessLookupError:
+            return  # it has ended already
+        except OSError as error:
+            self.fail(LaunchError(f"what covers denied paths cannot be watched: {error.strerror}"))
+            return
+        self.monitor.register(self._mounts.fd, self._mounts_changed, select.EPOLLPRI)
+        self._mounts_changed()
+
+    def _mounts_changed(self) -> None:
+        assert self._mounts is not None
+        try:
+            lost = self._mounts.without(self.launched.covers)
+        except OSError as error:
+            self.fail(LaunchError(f"what covers denied paths cannot be watched: {error.strerror}"))
+            return
+        if lost:
+            path = lost.decode(errors="backslashreplace")
+            self.fail(
+                LaunchError(
+                    f"the sandbox was ended: {path} was replaced on the host, which takes away what covers it inside; "
+                    "run it again"
+                )
+            )
+
+    def lead_out(self, doorway: Doorway) -> None:
+        """Give a sandbox that has waited without one its way out; its command starts when the gateway has it."""
+        self.launched.doorway = doorway
+        self._to_come.add("gateway")
+        doorway.watch(self)
+        sockets, self.sockets = self.sockets, []
+        self._attach(sockets)
+
+    def _attach(self, descriptors: list[int]) -> None:
+        from osmoda.sandbox.operations import networking
+
+        names = next(op for op in self.launched.plan.operations if isinstance(op, networking.NamesOnly))
+        assert self.launched.doorway is not None
+        self.launched.doorway.attach(descriptors, names)
+
     def _explain(self, step: int, number: int, text: str) -> SandboxError:
         if step == init.COMMAND:
-            if text.startswith("execve "):
+            if text.startswith("execve ") and number not in _LIMITED:
                 return CommandError(text.removeprefix("execve "), 127 if number == 2 else 126)
-            return LaunchError(text)
+            return errors.refused(OSError(number, text))
         operation = self.launched.plan.operations[step]
-        return LaunchError(f"{text} ({operation.layer}, {operation.origin}): {operation.describe()}")
+        return errors.refused(
+            OSError(number, text), f" ({operation.layer}, {operation.origin}): {operation.describe()}"
+        )
 
     # --- refused calls ---
 
@@ -216,15 +315,35 @@ class Watched:
         number = int.from_bytes(request[16:20], "little", signed=True)
         architecture = int.from_bytes(request[20:24], "little")
         arguments = tuple([int.from_bytes(request[i : i + 8], "little") for i in range(32, 80, 8)])
-        key = (number, architecture, arguments[0] & 0xFFFFFFFF, arguments[1] & 0xFFFFFFFF)
+        key: tuple[object, ...] = (number, architecture, arguments[0] & 0xFFFFFFFF, arguments[1] & 0xFFFFFFFF)
         if key in self.denials:
             self._counts[key] += 1
-            return
-        if len(self.denials) >= _DISTINCT_DENIALS:
-            return
-        name = _first_line(f"/proc/{pid}/comm")
-        self.denials[key] = RawDenial(time.time(), pid, name, number, architecture, arguments, 1)
-        self._counts[key] = 1
+        elif len(self.denials) < _DISTINCT_DENIALS:
+            name = _first_line(f"/proc/{pid}/comm")
+            self.denials[key] = RawDenial(time.time(), pid, name, number, architecture, arguments, 1)
+            self._counts[key] = 1
+        else:
+            key = ()  # one of those beyond what is kept
+        if not self._untold:
+            self.monitor.call_at(time.monotonic() + _TELLING, self._tell, self)
+        self._untold.add(key)
+
+    def _counted(self, key: tuple[object, ...]) -> RawDenial:
+        return RawDenial(*[*values_of(self.denials[key])[:-1], self._counts[key]])
+
+    def _told(self, keys: set[tuple[object, ...]]) -> tuple[list[RawDenial], int]:
+        return [self._counted(key) for key in keys if key], self.refused - sum(self._counts.values())
+
+    def _tell(self) -> None:
+        """Tell `top`, where it runs, what was refused since the last time; where it does not, this is one look."""
+        untold, self._untold = self._untold, set()
+        if _is_watched():
+            from osmoda.sandbox import live_feed
+
+            if not live_feed.tell(self.launched, *self._told(untold)):
+                # It has not read the last ones yet. The counts are totals: to be told twice does no harm.
+                self._untold = untold
+                self.monitor.call_at(time.monotonic() + _TELLING, self._tell, self)
 
     # --- the end ---
 
@@ -239,8 +358,36 @@ class Watched:
         while self.monitor.watches(self.launched.control.fileno()):
             self.control_ready()
 
-    def _init_gone(self) -> None:
+    def _not_set_up(self) -> None:
+        where = "a file system that it mounts does not answer, or this host has no time for it"
+        self.fail(LaunchError(f"the sandbox was not set up within {_SET_UP:g} seconds, and was ended: {where}"))
+
+    def _does_not_end(self) -> None:
+        """It was killed, and is still there: no more can be done about it than to say so."""
+        error = LaunchError(
+            f"the sandbox was killed and has not ended in {_DYING:g} seconds: "
+            "a process in it waits for a file system that does not answer, and ends when that does"
+        )
+        if self.timed_out:
+            error.exit_code = 124
+        self._error = self._error or error
+        self._let_go()
+        self._report()
+        launch.leave(self.launched)
+        self.monitor.forget(self)
+        self.monitor.register(self.launched.pidfd, self._ended_late)
+
+    def _ended_late(self) -> None:
+        self.monitor.unregister(self.launched.pidfd)
+        posix.waitpid(self.launched.pid, 0)
+        launch.finish(self.launched)
+
+    def _let_go(self) -> None:
+        """Close what there is of it here, but for what `launch.finish` does."""
         monitor = self.monitor
+        monitor.cancel(self._deadline)
+        if self._dying is not None:
+            monitor.cancel(self._dying)
         monitor.unregister(self.launched.control.fileno())
         monitor.unregister(self.launched.pidfd)
         if self.listener >= 0:
@@ -248,9 +395,35 @@ class Watched:
             posix.close(self.listener)
         if self.command >= 0:
             posix.close(self.command)
+        for fd in self.sockets:
+            posix.close(fd)
+        if self._mounts is not None:
+            self.monitor.unregister(self._mounts.fd)
+            self._mounts.close()
+
+    def _died_unasked(self, raw: int) -> None:
+        """Its pid 1 has ended without saying how the command did: somebody else's doing, or the kernel's."""
+        group = self.launched.group
+        if group is not None and group.oom_kills():
+            return  # the outcome says so
+        how = f"was killed by signal {posix.WTERMSIG(raw)}" if posix.WIFSIGNALED(raw) else "has ended"
+        if self.command < 0:
+            self._error = LaunchError(f"the sandbox's first process {how} before the command was started")
+        else:
+            self.killed = f"the sandbox's first process {how}, and the command with it"
+
+    def _init_gone(self) -> None:
+        monitor = self.monitor
+        self._let_go()
+        # The call below keeps the interpreter's lock, and a thread that traces the sandbox may be needed for its end.
+        ended = select.poll()
+        ended.register(self.launched.pidfd, select.POLLIN)
+        ended.poll()
         _, raw, user, system, peak = syscalls.wait4(self.launched.pid, 0)
         if self._end is None:
             self._end = (raw, user, system, peak)
+            if self._error is None and self._dying is None:
+                self._died_unasked(raw)
         self._report()
         launch.finish(self.launched)
         monitor.forget(self)
@@ -268,23 +441,40 @@ class Watched:
         code = posix.waitstatus_to_exitcode(raw)
         number = -code if code < 0 else 0
         group = self.launched.group
-        callback(
-            Outcome(
-                status=124 if self.timed_out else 128 + number if number else code,
-                signal=number,
-                timed_out=self.timed_out,
-                user_time=user,
-                system_time=system,
-                peak_memory=(group.peak_memory() if group else 0) or peak,
-                duration=time.monotonic() - self.started,
-                oom_kills=group.oom_kills() if group else 0,
-                forks_refused=group.pids_refused() if group else 0,
-                refused=self.refused,
-                denials=tuple(
-                    [RawDenial(*[*values_of(denial)[:-1], self._counts[key]]) for key, denial in self.denials.items()]
-                ),
-            )
+        refusals: tuple[tuple[Any, ...], ...] = ()
+        doorway = self.launched.doorway
+        if doorway is not None:
+            # Nobody is inside any more: its sockets go while the kernel takes the namespaces down.
+            refusals = doorway.refusals()
+            doorway.close()
+        outcome = Outcome(
+            status=124 if self.timed_out else 128 + number if number else code,
+            signal=number,
+            timed_out=self.timed_out,
+            user_time=user,
+            system_time=system,
+            peak_memory=(group.peak_memory() if group else 0) or peak,
+            duration=time.monotonic() - self.started,
+            oom_kills=group.oom_kills() if group else 0,
+            forks_refused=group.pids_refused() if group else 0,
+            refused=self.refused,
+            network=refusals,
+            denials=tuple([self._counted(key) for key in self.denials]),
         )
+        if (self._untold or outcome.oom_kills or outcome.forks_refused or self.timed_out) and _is_watched():
+            from osmoda.sandbox import live_feed
+
+            limits = (outcome.oom_kills, outcome.forks_refused, self.timed_out)
+            live_feed.tell(self.launched, *self._told(self._untold), limits)
+        callback(outcome)
+
+
+def _is_watched() -> bool:
+    """Whether `osmoda-sandbox top` may be running."""
+    try:
+        return bool(posix.listdir(f"{paths.directory('runtime')}/top"))
+    except OSError:
+        return False  # hardly ever is there one
 
 
 def _told(_: Outcome | SandboxError) -> None:
@@ -297,25 +487,31 @@ class Monitor:
     def __init__(self) -> None:
         self._poll = select.epoll()
         self._ready: dict[int, Callable[[], None]] = {}
-        self._timers: list[tuple[float, Callable[[], None]]] = []
+        self._timers: list[_Timer] = []
         self.sandboxes: set[Watched] = set()
 
     def watch(
         self, launched: Launched, on_end: Callable[[Outcome | SandboxError], None], timeout: float = 0.0
     ) -> Watched:
         """Begin to watch a launched sandbox; `timeout` in seconds, 0 for none."""
-        watched = Watched(self, launched, on_end)
+        try:
+            watched = Watched(self, launched, on_end)
+            self.register(launched.control.fileno(), watched.control_ready)
+            self.register(launched.pidfd, watched.init_ready)
+        except BaseException:
+            for fd in (launched.control.fileno(), launched.pidfd):
+                self.unregister(fd)
+            launch.abandon(launched)
+            raise
         self.sandboxes.add(watched)
-        self.register(launched.control.fileno(), watched.control_ready)
-        self.register(launched.pidfd, watched.init_ready)
         if timeout:
             self.call_at(watched.started + timeout, watched.expire, watched)
         return watched
 
-    def register(self, fd: int, callback: Callable[[], None]) -> None:
-        """Call `callback` whenever `fd` can be read or has ended."""
+    def register(self, fd: int, callback: Callable[[], None], events: int = select.EPOLLIN) -> None:
+        """Call `callback` whenever `fd` can be read or has ended; other `events` are as epoll_ctl(2) has them."""
+        self._poll.register(fd, events)
         self._ready[fd] = callback
-        self._poll.register(fd, select.EPOLLIN)
 
     def unregister(self, fd: int) -> None:
         """Stop watching `fd`, if it is watched."""
@@ -326,14 +522,21 @@ class Monitor:
         """Whether `fd` is watched."""
         return fd in self._ready
 
-    def call_at(self, when: float, callback: Callable[[], None], owner: Watched | None = None) -> None:
-        """Call `callback` at `when` (time.monotonic); not any more once `owner` has ended."""
+    def call_at(self, when: float, callback: Callable[[], None], owner: Watched | None = None) -> _Timer:
+        """Call `callback` at `when` (time.monotonic); not any more once `owner` has ended. For `cancel`."""
 
         def unless_ended() -> None:
             if owner is None or owner in self.sandboxes:
                 callback()
 
-        self._timers.append((when, unless_ended))
+        timer = (when, unless_ended)
+        self._timers.append(timer)
+        return timer
+
+    def cancel(self, timer: _Timer) -> None:
+        """Do not call it, if it was not called yet."""
+        if timer in self._timers:
+            self._timers.remove(timer)
 
     def pause(self, fd: int, callback: Callable[[], None], until: float) -> None:
         """Do not watch `fd` before `until`."""
@@ -346,16 +549,16 @@ class Monitor:
         """The sandbox is gone, and all that was its."""
         self.sandboxes.discard(watched)
 
-    def step(self, limit: float | None = None) -> None:
-        """Wait for the next event, `limit` seconds at most, and handle it."""
+    def step(self, limit: float | None = None) -> bool:
+        """Wait for the next event, `limit` seconds at most, and handle it; whether there was one."""
         if self._timers:
             now = time.monotonic()
             soonest = max(min(when for when, _ in self._timers) - now, 0.0)
             limit = soonest if limit is None else min(limit, soonest)
-        for fd, _ in self._poll.poll(-1 if limit is None else limit):
-            # An earlier event of the same batch may have ended this one.
-            callback = self._ready.get(fd)
-            if callback is not None:
+        events = self._poll.poll(-1 if limit is None else limit)
+        for fd, callback in [(fd, self._ready.get(fd)) for fd, _ in events]:
+            # An earlier event of the same batch may have ended this one, and given its number to another.
+            if callback is not None and self._ready.get(fd) is callback:
                 callback()
         if self._timers:
             now = time.monotonic()
@@ -363,6 +566,7 @@ class Monitor:
             self._timers = [entry for entry in self._timers if entry[0] > now]
             for _, callback in due:
                 callback()
+        return bool(events)
 
     def close(self) -> None:
         """Kill what still runs, wait until it is gone, and close the loop."""

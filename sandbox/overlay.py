@@ -147,11 +147,15 @@ def write_record(path: bytes, record: Record) -> None:
     temporary = path + b"/record.new"
     fd = posix.open(temporary, posix.O_WRONLY | posix.O_CREAT | posix.O_TRUNC | posix.O_CLOEXEC, 0o600)
     try:
-        if posix.write(fd, data) != len(data):
-            raise OSError(28, posix.strerror(28))
-    finally:
-        posix.close(fd)
-    posix.rename(temporary, path + b"/record")
+        try:
+            if posix.write(fd, data) != len(data):
+                raise OSError(28, posix.strerror(28))
+        finally:
+            posix.close(fd)
+        posix.rename(temporary, path + b"/record")
+    except OSError:
+        posix.unlink(temporary)
+        raise
 
 
 def _locked(work: bytes) -> tuple[bytes, int]:

@@ -10,6 +10,8 @@ from osmoda.sandbox.operations import mounting
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from osmoda.sandbox.plan import Plan
 
 # A workspace in, or around, one of these would show or change the host's own parts.
@@ -89,20 +91,33 @@ def _within(path: str, tree: str) -> bool:
     return tree in ("/", path) or path.startswith(tree + "/")
 
 
-def environment(plan: Plan, terminal: bool, extra: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
-    """The command's variables: the plan's, those of the caller that it passes on, and `extra` values over them.
+def environment(
+    plan: Plan,
+    terminal: bool,
+    extra: tuple[tuple[str, str], ...],
+    caller: Mapping[bytes, bytes] | None = None,
+) -> tuple[tuple[str, str], ...]:
+    """The command's variables: the plan's, those of `caller` that it passes on, and `extra` values over them.
 
-    In tier 0 the caller's whole environment is passed.
+    In tier 0 all of them are passed on. `caller` is this process's own environment at its start when it is None; what a
+    Python program has set or removed since is in `os.environb` alone.
     """
-    own = {
-        name.decode("utf-8", "surrogateescape"): value.decode("utf-8", "surrogateescape")
-        for name, value in posix.environ.items()
-    }
+    caller = posix.environ if caller is None else caller
     if plan.tier == 0:
-        result = own | dict(plan.environment)
+        names = [name.decode("utf-8", "surrogateescape") for name in caller]
     else:
-        result = {name: own[name] for name in plan.passed if name in own} | dict(plan.environment)
-        if terminal and "TERM" in own:
-            result.setdefault("TERM", own["TERM"])
+        present = set(caller)  # to ask os.environb for each costs an exception for each that is not there
+        names = [name for name in plan.passed if _bytes(name) in present]
+    result = {name: _value(caller, name) for name in names} | dict(plan.environment)
+    if plan.tier and terminal and b"TERM" in caller:
+        result.setdefault("TERM", _value(caller, "TERM"))
     result.update(extra)
     return tuple(result.items())
+
+
+def _bytes(name: str) -> bytes:
+    return name.encode("utf-8", "surrogateescape")
+
+
+def _value(caller: Mapping[bytes, bytes], name: str) -> str:
+    return caller[_bytes(name)].decode("utf-8", "surrogateescape")

@@ -10,15 +10,32 @@ from osmoda.sandbox.operations import Operation, confinement, isolation, mountin
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from hashlib import sha256
+    from types import ModuleType
+else:
+    from _sha2 import sha256
 
-FORMAT = 1
+FORMAT = 2
 
-_CLASSES = {
-    name: value
-    for module in (isolation, mounting, confinement)
-    for name, value in vars(module).items()
-    if isinstance(value, type) and issubclass(value, Operation)
-}
+_CLASSES: dict[str, type[Operation]] = {}
+
+
+def operation_class(name: str) -> type[Operation]:
+    """The class of an operation. Raises KeyError. Those of a network are loaded for a plan that has one."""
+    if not _CLASSES:
+        _learn(isolation, mounting, confinement)
+    if name not in _CLASSES:
+        from osmoda.sandbox.operations import networking, trust_store
+
+        _learn(networking, trust_store)
+    return _CLASSES[name]
+
+
+def _learn(*modules: ModuleType) -> None:
+    for module in modules:
+        for name, value in vars(module).items():
+            if isinstance(value, type) and issubclass(value, Operation):
+                _CLASSES.setdefault(name, value)
 
 
 @frozen
@@ -35,13 +52,16 @@ class Plan:
     """What is applied, in order; in tier 0 only limits are.
 
     `environment` is the whole environment inside, before `passed` names are taken from the caller's. `name` is the
-    profile's file name, `digest` the SHA-256 of its meaning. `memory` in bytes, `cpu` in cores and `pids` are the
-    control group's limits, 0 for none.
+    profile's file name, `digest` the SHA-256 of its meaning, `files` what it was made from, in the order of
+    `Profile.files`. `memory` in bytes, `cpu` in cores and `pids` are the control group's limits, 0 for none. `egress`
+    is the policy that a gateway is given, empty where there is no way out; `secrets` are the names it puts in,
+    `inspects` tells that it looks into some connections.
     """
 
     tier: int
     name: str
     digest: str
+    files: tuple[str, ...]
     operations: tuple[Operation, ...]
     environment: tuple[tuple[str, str], ...]
     passed: tuple[str, ...]
@@ -49,6 +69,9 @@ class Plan:
     memory: int
     cpu: float
     pids: int
+    egress: bytes
+    secrets: tuple[str, ...]
+    inspects: bool
     degraded: tuple[Degradation, ...]
 
     def __iter__(self) -> Iterator[Operation]:
@@ -58,7 +81,12 @@ class Plan:
         """The plan as bytes, for the cache; `load` takes them back."""
         operations = tuple([(type(op).__name__, *values_of(op)) for op in self.operations])
         degraded = tuple([values_of(entry) for entry in self.degraded])
-        return marshal.dumps((FORMAT, (*values_of(self)[:3], operations, *values_of(self)[4:-1], degraded)))
+        return marshal.dumps((FORMAT, (*values_of(self)[:4], operations, *values_of(self)[5:-1], degraded)))
+
+    def fingerprint(self) -> bytes:
+        """SHA-256 of all of it: the same for equal plans, however they came about."""
+        # Version 2 of the encoding: later ones mark shared objects, so that equal plans could differ.
+        return sha256(marshal.dumps(marshal.loads(self.dump()), 2)).digest()
 
     @classmethod
     def load(cls, data: bytes) -> Plan:
@@ -66,9 +94,9 @@ class Plan:
         number, values = marshal.loads(data)
         if number != FORMAT:
             raise ValueError(f"plan format {number}, not {FORMAT}")
-        operations = tuple([_CLASSES[name](*fields) for name, *fields in values[3]])
+        operations = tuple([operation_class(name)(*fields) for name, *fields in values[4]])
         degraded = tuple([Degradation(*entry) for entry in values[-1]])
-        return cls(*[*values[:3], operations, *values[4:-1], degraded])
+        return cls(*[*values[:4], operations, *values[5:-1], degraded])
 
     @property
     def unshared(self) -> int:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING
 
 from osmoda.sandbox import denials
-from osmoda.sandbox.errors import CommandError, LaunchError, SandboxError
-from osmoda.sandbox.monitor import Outcome, RawDenial
+from osmoda.sandbox.answer import read_answer
+from osmoda.sandbox.errors import LaunchError, SandboxError
 from osmoda.sandbox.resident import RESIDENT
 from osmoda.sandbox.streams import CHUNK
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from osmoda.sandbox.denials import Denial
+    from osmoda.sandbox.monitor import Outcome
     from osmoda.sandbox.plan import Plan
 
 
@@ -158,16 +159,12 @@ class Process:
         if not data:
             self._outcome = LaunchError("the launcher was killed, or ran out of open files; this sandbox is gone")
         else:
-            kind, *values = marshal.loads(data)
-            if kind == "ended":
-                *numbers, raw = values
-                self._outcome = Outcome(*[*numbers, tuple(RawDenial(*entry) for entry in raw)])
-            elif kind == "plan":
+            message = marshal.loads(data)
+            if message[0] == "plan":
                 RESIDENT.forget_plan(self._plan_name)
                 self._outcome = LaunchError("the launcher has dropped this plan; run it again")
             else:
-                name, text, code = values
-                self._outcome = CommandError(text, code) if name == "CommandError" else LaunchError(text)
+                self._outcome = read_answer(message)
         self._answer.close()
         for thread in self._copying:
             thread.join()

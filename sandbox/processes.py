@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 COMM = "osmoda-init"
 _TITLE = re.compile(r"osmoda-init ([0-9a-f]+-[0-9a-f]+) tier-([012]) (.*)\Z", re.DOTALL)
-_STARTTIME, _PPID = 19, 1  # fields after the command in /proc/PID/stat (proc_pid_stat(5)), from 0
+# Fields after the command in /proc/PID/stat (proc_pid_stat(5)), from 0.
+_PPID, _UTIME, _CSTIME, _STARTTIME = 1, 11, 14, 19
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +29,8 @@ class Running:
     """One sandbox of tier 1 or 2; tier 0 has nothing to recognise it by.
 
     `pid` is its pid 1 as this namespace counts, `payload` its first child (0: none yet) and `command` what that runs;
-    `memory` is bytes of PSS (RSS where the kernel keeps that from the caller) of all its processes, `started` seconds
-    after boot, `age` seconds.
+    `memory` is bytes of PSS (RSS where the kernel keeps that from the caller) of all its processes, `cpu_time` the
+    seconds of CPU that they and those that ended have had, `started` seconds after boot, `age` seconds.
     """
 
     identity: str
@@ -41,6 +42,7 @@ class Running:
     payload: int
     processes: int
     memory: int
+    cpu_time: float
     started: float
     age: float
 
@@ -71,12 +73,26 @@ def _descendants(pid: int, children: dict[int, list[int]]) -> list[int]:
     return found
 
 
+def clock(seconds: float) -> str:
+    """An age as hours, minutes and seconds."""
+    whole = int(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
+
+
 def row(one: Running) -> tuple[str, ...]:
     """The columns of `ps`: id, tier, profile, pid, uid, age, memory, processes, command."""
-    seconds = int(one.age)
-    age = f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
     memory = f"{one.memory / (1 << 20):.1f} MiB"
-    columns = (one.identity, one.tier, one.profile, one.pid, one.uid, age, memory, one.processes, one.command)
+    columns = (
+        one.identity,
+        one.tier,
+        one.profile,
+        one.pid,
+        one.uid,
+        clock(one.age),
+        memory,
+        one.processes,
+        one.command,
+    )
     return tuple(str(column) for column in columns)
 
 
@@ -140,6 +156,7 @@ def _describe(pid: int, children: list[int], members: list[int]) -> Running | No
         payload=payload,
         processes=len(members),
         memory=sum(map(_memory, members)),
+        cpu_time=sum(map(_cpu_time, members)),
         started=started,
         age=max(_uptime() - started, 0.0),
     )
@@ -156,6 +173,12 @@ def _memory(pid: int) -> int:
     return int(_status(pid).get("VmRSS", "0").split()[0]) << 10
 
 
+def _cpu_time(pid: int) -> float:
+    # Of its own and of the children that it has waited for; whoever lost its parent is waited for by pid 1.
+    fields = _fields(pid)
+    return sum(map(int, fields[_UTIME : _CSTIME + 1])) / os.sysconf("SC_CLK_TCK")
+
+
 def _status(pid: int) -> dict[str, str]:
     pairs = (line.partition(":") for line in _read(f"/proc/{pid}/status").splitlines())
     return {name: value.strip() for name, _, value in pairs}
@@ -165,8 +188,12 @@ def _command_line(pid: int) -> str:
     return _read(f"/proc/{pid}/cmdline").rstrip("\0").replace("\0", " ")
 
 
+def _fields(pid: int) -> list[str]:
+    return _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
+
+
 def _field(pid: int, index: int) -> str:
-    fields = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
+    fields = _fields(pid)
     return fields[index] if len(fields) > index else ""
 
 

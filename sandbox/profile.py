@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
-from osmoda.sandbox.destinations import ANY_PORT, Rule
+from osmoda.egress.destinations import ANY_PORT, Rule
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -111,8 +111,8 @@ class Profile:
     """What a program may do.
 
     `file` is the absolute path it was read from, empty for a tier's defaults. `files` holds the path and SHA-256 of
-    every file that it was made from: the chain of `extends` and the tier's own file. `origins` maps the path of a key
-    or of an item, such as `("filesystem", "read", 0)` or `("environment", "set", "LANG")`, to `"file:line"`.
+    every file that it was made from: its own first, then those it extends, the tier's own last. `origins` maps the path
+    of a key or of an item, such as `("filesystem", "read", 0)` or `("environment", "set", "LANG")`, to `"file:line"`.
     """
 
     schema: int

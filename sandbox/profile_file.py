@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -10,8 +11,9 @@ from typing import TYPE_CHECKING
 
 from msgspec import UNSET
 
+from osmoda.egress import destinations
 from osmoda.host import paths
-from osmoda.sandbox import granted_paths, grants, schema, seccomp, tiers, toml_source, validation
+from osmoda.sandbox import answering, granted_paths, grants, schema, seccomp, tiers, toml_source, validation
 from osmoda.sandbox.declaration import Reader
 from osmoda.sandbox.errors import ProfileError
 from osmoda.sandbox.merge import Declaration, extend
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 
     from osmoda.sandbox.profile import Profile
 
-MOST_BYTES = 1 << 20
+MOST_BYTES = 8 << 20
 """The largest profile file that is read, in bytes."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\Z")
@@ -61,6 +63,11 @@ def search_path() -> tuple[str, ...]:
     return tuple(dict.fromkeys((own, "/etc/osmoda/profiles", os.path.join(tiers.SHIPPED, "agents"))))
 
 
+def find(path_or_name: str) -> str | None:
+    """The file that `load` reads, which need not be there; None for a name that no file has."""
+    return _path(path_or_name) or _search(path_or_name)
+
+
 def _path(text: str) -> str | None:
     """The absolute path that `text` is, or None for a name."""
     return os.path.abspath(text) if "/" in text or text.endswith(".toml") else None
@@ -85,6 +92,7 @@ class _Chain:
         """What `path` declares together with its bases; `extending` are those on the way to it."""
         if path in self._done:
             return self._done[path]
+        answering.require((path,))
         content = _content(path)
         self.files[path] = hashlib.sha256(content).hexdigest()
         source = toml_source.parse(_text(content, path), path)
@@ -113,6 +121,7 @@ class _Chain:
     def _base(self, name: str, source: Source, at: Path, folder: str) -> str:
         if "/" in name or name.endswith(".toml"):
             path = os.path.abspath(os.path.join(folder, name))
+            answering.require((path,))
             if os.path.lexists(path):
                 return path
             raise source.error(at, f"extends {validation.written(name)}, but there is no {path}")
@@ -124,8 +133,25 @@ class _Chain:
         raise source.error(at, f"extends {validation.written(name)}, but no profile has this name in {folders}{hint}")
 
 
+_replaced: dict[str, bytes] = {}
+
+
+@contextlib.contextmanager
+def replaced(path: str, content: bytes) -> Iterator[None]:
+    """Read the profile file `path` (without links) as if it held `content`: to judge an edit before it is made."""
+    _replaced[path] = content
+    try:
+        yield
+    finally:
+        del _replaced[path]
+
+
 def _content(path: str) -> bytes:
     """The bytes of a profile; a pipe or a device is refused without waiting for it."""
+    if _replaced:
+        content = _replaced.get(os.path.realpath(path))
+        if content is not None:
+            return content
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (OSError, ValueError) as error:
@@ -134,8 +160,11 @@ def _content(path: str) -> bytes:
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise ProfileError("a profile is a regular file, and this is not", path)
-    with open(fd, "rb") as stream:
-        content = stream.read(MOST_BYTES + 1)
+    try:
+        with open(fd, "rb") as stream:
+            content = stream.read(MOST_BYTES + 1)
+    except OSError as error:
+        raise ProfileError(f"the profile cannot be read: {error.strerror}", path) from None
     if len(content) > MOST_BYTES:
         raise ProfileError(f"a profile has at most {MOST_BYTES} bytes", path)
     return content
@@ -184,6 +213,8 @@ def _unenforced(declared: Declaration) -> Iterator[_Finding]:
 
 def _forbidden(profile: Profile, declared: Declaration) -> Iterator[_Finding]:
     yield from _never_granted(profile)
+    for index, reason in destinations.peer_conflicts(profile.network.connect, profile.network.serve):
+        yield ("network", "connect", index), f"network.connect: {reason}"
     yield from _calls_beyond(profile, declared)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from osmoda.host.frozen import frozen
+from osmoda.host.frozen import fields_of, frozen
 
 
 class UsageError(Exception):
@@ -29,16 +29,35 @@ class Request:
     write: tuple[str, ...] = ()
     set: tuple[tuple[str, str], ...] = ()
     passed: tuple[str, ...] = ()
+    allow: tuple[str, ...] = ()
+    deny: tuple[str, ...] = ()
+    agent: str = ""
+    pool: bool = False
     dry_run: bool = False
     quiet: bool = False
     json: bool = False
+
+    def without_variables(self) -> Request:
+        """The same with none set."""
+        values = {name: getattr(self, name) for name in fields_of(self)}
+        return Request(**(values | {"set": ()}))
 
     @property
     def compiled_from(self) -> tuple[object, ...]:
         """What of it decides the plan."""
         # Of the variables only their names: a value may be secret, and plans are kept on disk.
         names = tuple([name for name, _ in self.set])
-        return (self.profile, self.tier, self.workspace_mode, self.read, self.write, names, self.passed)
+        return (
+            self.profile,
+            self.tier,
+            self.workspace_mode,
+            self.read,
+            self.write,
+            names,
+            self.passed,
+            self.allow,
+            self.deny,
+        )
 
 
 # option: (field, metavariable, help); the help of `run --help` is made from this table too
@@ -59,16 +78,20 @@ OPTIONS: dict[str, tuple[str, str, str]] = {
     "--timeout": ("timeout", "SECONDS", "end the run after this time, exit code 124 (s, m, h may follow the number)"),
     "--read": ("read", "PATH", "grant reading PATH, within the tier's ceiling (repeatable)"),
     "--write": ("write", "PATH", "grant writing PATH, within the tier's ceiling (repeatable)"),
+    "--allow": ("allow", "RULE", "let HOST, *.HOST or HOST:PORT,PORT be reached, within the ceiling (repeatable)"),
+    "--deny": ("deny", "RULE", "refuse HOST, *.HOST or HOST:PORT whatever allows it (repeatable)"),
+    "--agent": ("agent", "NAME", "the name that other agents reach it by (default: the profile's)"),
     "--env": ("set", "NAME=VALUE", "set a variable inside (repeatable)"),
     "--pass-env": ("passed", "NAME", "pass a variable of the caller on (repeatable)"),
 }
 FLAGS: dict[str, tuple[str, str]] = {
+    "--pool": ("pool", "use a sandbox that `serve`, with the same options, keeps waiting"),
     "--dry-run": ("dry_run", "print what would be applied, and run nothing"),
     "--quiet": ("quiet", "do not summarise refused calls at the end"),
     "--json": ("json", "write the outcome as one JSON line to stderr at the end"),
 }
 SHORT = {"-p": "--profile", "-t": "--tier", "-w": "--workspace", "-C": "--chdir", "-e": "--env", "-q": "--quiet"}
-_REPEATABLE = ("read", "write", "set", "passed")
+_REPEATABLE = ("read", "write", "set", "passed", "allow", "deny")
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -122,7 +145,7 @@ def _value(name: str, field: str, text: str) -> object:
     if field == "workspace_mode" and text not in ("direct", "overlay", "none"):
         raise UsageError(f"{name} {text}: the modes are direct, overlay and none")
     if field == "timeout":
-        return _seconds(name, text)
+        return seconds(name, text)
     if field == "set":
         variable, equals, value = text.partition("=")
         if not equals or not variable:
@@ -133,12 +156,13 @@ def _value(name: str, field: str, text: str) -> object:
     return text
 
 
-def _seconds(name: str, text: str) -> float:
+def seconds(name: str, text: str) -> float:
+    """The time that the option `name` gives: a number, `s`, `m` or `h` may follow. Raises UsageError."""
     number, factor = (text[:-1], _UNITS[text[-1]]) if text[-1:] in _UNITS else (text, 1.0)
     try:
-        seconds = float(number) * factor
+        found = float(number) * factor
     except ValueError:
-        seconds = -1.0
-    if not 0.0 < seconds < 1e9:
+        found = -1.0
+    if not 0.0 < found < 1e9:
         raise UsageError(f"{name} {text}: want a number of seconds above 0")
-    return seconds
+    return found

@@ -61,21 +61,7 @@ class Resident:
         if self._process is not None and self._process.poll() is not None:
             self._forget()
         if self._socket is None:
-            mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            # The package's own folder is the only addition to the path: the process imports nothing else.
-            top = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-            program = (
-                f"import sys; sys.path.append({_package_root(top)!r}); "
-                "from osmoda.sandbox.launcher import serve; serve()"
-            )
-            with theirs:
-                self._process = subprocess.Popen(
-                    [sys.executable, "-I", "-S", "-c", _shuffle(theirs.fileno()) + program, " " * 64],
-                    pass_fds=(theirs.fileno(),),
-                    stdin=subprocess.DEVNULL,
-                    cwd="/",
-                )
-            self._socket = mine
+            self._process, self._socket = start("launcher")
         return self._socket
 
     def _forget(self) -> None:
@@ -99,6 +85,22 @@ class Resident:
             self._socket.close()
         self._socket, self._process = None, None
         self._known = set()
+
+
+def start(module: str) -> tuple[subprocess.Popen[bytes], socket.socket]:
+    """Start `serve` of a hot module of this package as a process of its own, and the socket that leads to it."""
+    mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    # The package's own folder is the only addition to the path: the process imports nothing else.
+    top = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    program = f"import sys; sys.path.append({_package_root(top)!r}); from osmoda.sandbox.{module} import serve; serve()"
+    with theirs:
+        process = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", _shuffle(theirs.fileno()) + program, " " * 64],
+            pass_fds=(theirs.fileno(),),
+            stdin=subprocess.DEVNULL,
+            cwd="/",
+        )
+    return process, mine
 
 
 def _send(requests: socket.socket, descriptors: list[int]) -> None:

@@ -42,6 +42,38 @@ class RuleTable(Struct, frozen=True, forbid_unknown_fields=True):
         Annotated[Size, Meta(description='the most bytes of one request body: a number, or text such as "1M"')]
         | UnsetType
     ) = UNSET
+    max_bytes: (
+        Annotated[Size, Meta(description='the most bytes in both directions while a sandbox lives, such as "10G"')]
+        | UnsetType
+    ) = UNSET
+    max_requests: (
+        Annotated[
+            int,
+            Meta(
+                ge=1,
+                le=1 << 53,
+                description="a number from 1: the most connections, or requests where they are inspected, while a "
+                "sandbox lives",
+            ),
+        ]
+        | UnsetType
+    ) = UNSET
+    ech: (
+        Annotated[
+            bool, Meta(description="true or false: whether a connection may hide its server name (encrypted hello)")
+        ]
+        | UnsetType
+    ) = UNSET
+    addresses: (
+        Annotated[
+            Strings,
+            Meta(
+                description="a list of networks that this name may lead to although they are not public, "
+                'such as ["10.0.0.0/8"]'
+            ),
+        ]
+        | UnsetType
+    ) = UNSET
 
 
 class FilesystemTable(Struct, frozen=True, forbid_unknown_fields=True):
@@ -91,7 +123,10 @@ class NetworkTable(Struct, frozen=True, forbid_unknown_fields=True):
     connect: (
         Annotated[
             Strings,
-            Meta(description='a list of "agent:NAME:PORT", "mesh:SERVER/AGENT:PORT" or "host:PORT"'),
+            Meta(
+                description='a list of "agent:NAME:PORT", "mesh:SERVER/AGENT:PORT", "host:PORT" or '
+                '"localhost:PORT=agent:NAME:PORT"'
+            ),
         ]
         | UnsetType
     ) = UNSET

@@ -7,7 +7,7 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-from osmoda.sandbox.operations import mounting
+from osmoda.sandbox.operations import mounting, trust_store
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -100,10 +100,24 @@ def _copies(paths: Iterable[str]) -> dict[str, bytes]:
     return copies
 
 
+GENERATED = tuple(
+    f"/etc/{name}" for name in ("passwd", "group", "nsswitch.conf", "hosts", "hostname", "resolv.conf", "mtab")
+)
+"""What a sandbox has of its own in /etc, instead of the host's: see `skeleton`."""
+
+
 def skeleton(
-    origin: str, shown: tuple[str, ...], copies: tuple[str, ...], hostname: str, places: tuple[str, ...]
+    origin: str,
+    shown: tuple[str, ...],
+    copies: tuple[str, ...],
+    hostname: str,
+    places: tuple[str, ...],
+    resolver: str,
 ) -> mounting.Skeleton:
-    """The folders, links and files that the mounts of `shown` and `places` need, `copies`, and the generated files."""
+    """The folders, links and files that the mounts of `shown` and `places` need, `copies`, and the generated files.
+
+    `resolver` is the content of /etc/resolv.conf.
+    """
     directories: dict[str, None] = {}
     files: dict[str, bytes] = _copies(copies) | {
         "etc/passwd": _PASSWD.encode(),
@@ -111,8 +125,9 @@ def skeleton(
         "etc/nsswitch.conf": _NSSWITCH.encode(),
         "etc/hosts": f"127.0.0.1 localhost {hostname}\n::1 localhost {hostname}\n".encode(),
         "etc/hostname": f"{hostname}\n".encode(),
-        "etc/resolv.conf": b"",
+        "etc/resolv.conf": resolver.encode(),
         ".denied": b"",
+        trust_store.BUNDLE[1:]: b"",
     }
     for path in (*shown, *places):
         if os.path.isdir(path) or path in places:
@@ -121,7 +136,7 @@ def skeleton(
             files[path[1:]] = b""
     for name in DEVICES:
         files["dev/" + name.decode()] = b""
-    directories.update(dict.fromkeys(("dev/pts", "proc", ".stage", "run")))
+    directories.update(dict.fromkeys(("dev/pts", "proc", ".stage", ".trust", "run")))
     for path in (*directories, *files):
         parent = os.path.dirname(path)
         while parent:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import signal as _signal
 
     from osmoda.sandbox.monitor import Monitor, Watched
+    from osmoda.sandbox.pooled import Remote
 else:
     import _signal
 
@@ -26,7 +27,7 @@ class Relay:
     `close` restores it.
     """
 
-    def __init__(self, monitor: Monitor, watched: Watched) -> None:
+    def __init__(self, monitor: Monitor, watched: Watched | Remote) -> None:
         self._monitor = monitor
         self._watched = watched
         self._master = -1

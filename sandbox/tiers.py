@@ -163,7 +163,7 @@ def _profile(
         tools=Tools(allow=items("tools", "allow"), deny=items("tools", "deny")),
         mesh=Mesh(send=items("mesh", "send"), receive=items("mesh", "receive")),
         file=file,
-        files=tuple(sorted(files)),
+        files=files,
     )
     positions = positions_of(declared, profile)
     object.__setattr__(profile, "origins", MappingProxyType({path: str(place) for path, place in positions.items()}))

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 type Path = tuple[str | int, ...]
 
+_DEEPEST = 32  # tables and lists in one another; those of a profile go to five
 _PLACE = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
 
 
@@ -68,13 +69,41 @@ def parse(text: str, file: str) -> Source:
     try:
         data = tomllib.loads(text)
     except RecursionError:
-        raise ProfileError("the text cannot be read: its values are nested too deeply", file, 1, 1) from None
+        raise _too_deep(file) from None
     except ValueError as error:
         raise _syntax_error(str(error), text, file) from None
+    _check_depth(data, file)
     positions: dict[Path, tuple[int, int]] = {}
     for path, place in _document(text):
         positions.setdefault(path, place)  # where a table is first named
     return Source(file, data, positions)
+
+
+def _check_depth(data: Mapping[str, Any], file: str) -> None:
+    """Refuse what is nested deeper than any profile: dotted keys nest as deep as they are long.
+
+    Everything after this may recurse into the values.
+    """
+    level: list[Any] = [data]
+    for _ in range(_DEEPEST):
+        level = [
+            item
+            for value in level
+            for item in (value.values() if isinstance(value, dict) else value)
+            if isinstance(item, (dict, list))
+        ]
+        if not level:
+            return
+    raise _too_deep(file)
+
+
+def _too_deep(file: str) -> ProfileError:
+    return ProfileError(
+        f"the text cannot be read: its values are nested too deeply, in more than {_DEEPEST} tables and lists",
+        file,
+        1,
+        1,
+    )
 
 
 def _syntax_error(message: str, text: str, file: str) -> ProfileError:

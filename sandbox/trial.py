@@ -7,6 +7,7 @@ each that was refused, 0 for what worked, or a number that was measured.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -21,6 +22,14 @@ if TYPE_CHECKING:
 _CLONE_NEWUSER = 0x10000000
 _TIOCSTI = 0x5412
 _MOST_FORKS = 64
+GREETING = b"osmoda"
+
+
+def greeted(host: str, port: int) -> None:
+    """Connect to a service of `doctor` and hear its greeting."""
+    with socket.create_connection((host, port), 5) as one:
+        if one.recv(len(GREETING)) != GREETING:
+            raise ConnectionResetError(errno.ECONNRESET, "it did not greet")
 
 
 class Trial:
@@ -50,6 +59,36 @@ class Trial:
         with socket.socket() as one:
             one.settimeout(5)
             one.connect(("127.0.0.1", self.facts["port"]))
+
+    def declared(self) -> None:
+        """Reach the port of the host that the profile declares."""
+        greeted("host.osmoda", self.facts["declared"])
+
+    def undeclared(self) -> None:
+        """Reach another one: the gateway answers with a reset."""
+        greeted("host.osmoda", self.facts["undeclared"])
+
+    def unlisted(self) -> None:
+        """Look up a name that no rule lists."""
+        try:
+            socket.getaddrinfo("unlisted.example", 443)
+        except socket.gaierror:
+            raise FileNotFoundError(errno.ENOENT, "no such name") from None
+
+    def unrouted(self) -> None:
+        """Connect to an address that stands for no name."""
+        with socket.socket() as one:
+            one.settimeout(5)
+            one.connect(("192.0.2.1", 443))
+
+    def datagram(self) -> None:
+        """Send a datagram to an address that stands for a name."""
+        address = socket.getaddrinfo("host.osmoda", self.facts["declared"], socket.AF_INET)[0][4]
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
+            one.settimeout(5)
+            one.connect(address)
+            one.send(b"x")
+            one.send(b"x")
 
     def abstract(self) -> None:
         """Reach a service of the host by an abstract unix socket."""

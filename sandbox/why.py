@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from osmoda.sandbox.profile import Profile
     from osmoda.sandbox.verdict import Mode, Verdict
 
-_FORMAT = 3
+_FORMAT = 4
 _MOST_BYTES = 1 << 20
 _NOT_REPORTED = (
     "Refused files are not reported by the kernel: what is not granted is not there. "
@@ -72,11 +72,12 @@ def last_run() -> LastRun | None:
 
 
 def _record(content: bytes, ended: float) -> LastRun:
-    number, identity, directory, asked, argv, numbers, raw = marshal.loads(content)
+    number, identity, directory, asked, argv, numbers, (network, raw) = marshal.loads(content)
     if number != _FORMAT:
         raise ValueError(number)
-    profile, tier, workspace, workspace_mode, read, write, passed = asked
-    request = Request(argv, profile, tier, workspace, workspace_mode, read=read, write=write, passed=passed)
+    profile, tier, workspace, workspace_mode, read, write, passed, allow, deny = asked
+    granted = {"read": read, "write": write, "passed": passed, "allow": allow, "deny": deny}
+    request = Request(argv, profile, tier, workspace, workspace_mode, **granted)
     status, refused, oom_kills, forks_refused, timed_out = numbers
     outcome = Outcome(
         status=status,
@@ -89,6 +90,7 @@ def _record(content: bytes, ended: float) -> LastRun:
         oom_kills=oom_kills,
         forks_refused=forks_refused,
         refused=refused,
+        network=network,
         denials=tuple(RawDenial(*entry) for entry in raw),
     )
     return LastRun(identity, directory, request, status, refused, outcome, ended)

@@ -25,8 +25,10 @@ class Setup:
         "proc",
         "root",
         "slave",
+        "sockets",
         "staged",
         "trees",
+        "trust",
         "tty",
         "workspace",
     )
@@ -44,6 +46,8 @@ class Setup:
         self.staged = 0
         self.tty = tty
         self.trees: dict[bytes, int] = {}
+        self.sockets: tuple[int, ...] = ()
+        self.trust: tuple[int, ...] = ()
 
 
 @frozen

@@ -11,6 +11,7 @@ from osmoda.sandbox.operations import Operation, Setup
 
 _TIOCSPTLCK = 0x40045431
 _TIOCGPTN = 0x80045430
+_CONNECT_TCP = 0x2  # LANDLOCK_ACCESS_NET_CONNECT_TCP
 _WRITE_FILE = 0x2  # LANDLOCK_ACCESS_FS_WRITE_FILE
 
 
@@ -137,7 +138,9 @@ class Landlock(Operation):
         parts = [f"writing only below {', '.join(writable)}" if writable else "no writing"]
         parts.append("reading only what the mounts show")
         if self.handled_net:
-            parts.append(f"TCP bind {_ports(self.bind)}, connect {_ports(self.connect)}")
+            parts.append(f"TCP bind {_ports(self.bind)}")
+            if self.handled_net & _CONNECT_TCP:
+                parts.append(f"connect {_ports(self.connect)}")
         if self.scoped:
             parts.append("no signals or abstract sockets to outside")
         return f"Landlock ABI {self.abi}: {'; '.join(parts)}"

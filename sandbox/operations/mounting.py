@@ -46,7 +46,7 @@ def clone_tree(fd: int, attributes: int, userns_fd: int = -1) -> int:
     return tree
 
 
-def _source_tree(setup: Setup, path: bytes, attributes: int) -> int:
+def source_tree(setup: Setup, path: bytes, attributes: int) -> int:
     """The tree of a granted path: prepared by the parent when it is root, else opened here."""
     tree = setup.trees.pop(path, -1)
     if tree >= 0:
@@ -58,7 +58,7 @@ def _source_tree(setup: Setup, path: bytes, attributes: int) -> int:
         posix.close(fd)
 
 
-def _attach(setup: Setup, tree: int, target: bytes) -> None:
+def attach(setup: Setup, tree: int, target: bytes) -> None:
     """Attach at `target` below the new root; a link anywhere on the way is refused."""
     place = syscalls.openat2(setup.root, target[1:], posix.O_PATH, _SAFE | syscalls.RESOLVE_BENEATH)
     try:
@@ -70,7 +70,7 @@ def _attach(setup: Setup, tree: int, target: bytes) -> None:
     posix.close(tree)
 
 
-def _make_place(root: int, target: bytes, directory: bool) -> None:
+def make_place(root: int, target: bytes, directory: bool) -> None:
     """Make the mount point `target`, and the folders on the way, below the new root where they are missing."""
     parts = target.strip(b"/").split(b"/")
     here = posix.dup(root)
@@ -170,7 +170,7 @@ class SystemTreeWithout(SystemTree):
     def apply(self, setup: Setup) -> None:
         tree = syscalls.open_tree(syscalls.AT_FDCWD, self.path, syscalls.OPEN_TREE_CLONE | syscalls.AT_RECURSIVE)
         syscalls.mount_setattr(tree, _RDONLY | _NOSUID_NODEV, recursive=True)
-        _attach(setup, overlayfs.without(setup, tree, self.hidden), self.path)
+        attach(setup, overlayfs.without(setup, tree, self.hidden), self.path)
 
 
 @frozen
@@ -262,9 +262,9 @@ class ReadFile(Grant):
         return _NOSUID_NODEV | _RDONLY
 
     def apply(self, setup: Setup) -> None:
-        tree = _source_tree(setup, self.path, self.attributes())
-        _make_place(setup.root, self.path, directory=False)
-        _attach(setup, tree, self.path)
+        tree = source_tree(setup, self.path, self.attributes())
+        make_place(setup.root, self.path, directory=False)
+        attach(setup, tree, self.path)
 
 
 @frozen
@@ -278,9 +278,9 @@ class ReadMounts(Grant):
         return _NOSUID_NODEV | _RDONLY
 
     def apply(self, setup: Setup) -> None:
-        tree = _source_tree(setup, self.path, self.attributes())
-        _make_place(setup.root, self.path, directory=True)
-        _attach(setup, tree, self.path)
+        tree = source_tree(setup, self.path, self.attributes())
+        make_place(setup.root, self.path, directory=True)
+        attach(setup, tree, self.path)
 
 
 @frozen
@@ -302,10 +302,10 @@ class ReadTree(Grant):
         return _NOSUID_NODEV | _RDONLY
 
     def apply(self, setup: Setup) -> None:
-        tree = _source_tree(setup, self.path, self.attributes())
+        tree = source_tree(setup, self.path, self.attributes())
         overlay = overlayfs.without(setup, tree, self.hidden)
-        _make_place(setup.root, self.path, directory=True)
-        _attach(setup, overlay, self.path)
+        make_place(setup.root, self.path, directory=True)
+        attach(setup, overlay, self.path)
 
 
 @frozen
@@ -316,9 +316,9 @@ class WriteTree(Grant):
         return f"write {_text(self.path)}, directly; sockets lying there can be connected to"
 
     def apply(self, setup: Setup) -> None:
-        tree = _source_tree(setup, self.path, self.attributes())
-        _make_place(setup.root, self.path, directory=posix.fstat(tree).st_mode & _IFMT == _IFDIR)
-        _attach(setup, tree, self.path)
+        tree = source_tree(setup, self.path, self.attributes())
+        make_place(setup.root, self.path, directory=posix.fstat(tree).st_mode & _IFMT == _IFDIR)
+        attach(setup, tree, self.path)
 
 
 @frozen
@@ -335,9 +335,9 @@ class DirectWorkspace(Operation):
         return _NOSUID_NODEV
 
     def apply(self, setup: Setup) -> None:
-        tree = _source_tree(setup, setup.workspace, _NOSUID_NODEV)
-        _make_place(setup.root, setup.workspace, directory=True)
-        _attach(setup, tree, setup.workspace)
+        tree = source_tree(setup, setup.workspace, _NOSUID_NODEV)
+        make_place(setup.root, setup.workspace, directory=True)
+        attach(setup, tree, setup.workspace)
 
 
 @frozen
@@ -357,12 +357,12 @@ class OverlayWorkspace(Operation):
 
     def apply(self, setup: Setup) -> None:
         workspace = setup.workspace
-        layer = _source_tree(setup, setup.layer, _NOSUID_NODEV)
-        tree = _source_tree(setup, workspace, _NOSUID_NODEV | _RDONLY)
+        layer = source_tree(setup, setup.layer, _NOSUID_NODEV)
+        tree = source_tree(setup, workspace, _NOSUID_NODEV | _RDONLY)
         inside = [path[len(workspace) + 1 :] for path in self.masked if path.startswith(workspace + b"/")]
         overlay = overlayfs.with_layer(setup, tree, layer, inside)
-        _make_place(setup.root, workspace, directory=True)
-        _attach(setup, overlay, workspace)
+        make_place(setup.root, workspace, directory=True)
+        attach(setup, overlay, workspace)
 
 
 @frozen
@@ -380,7 +380,7 @@ class Alias(Operation):
     def apply(self, setup: Setup) -> None:
         folder = self.path.rpartition(b"/")[0]
         if folder:
-            _make_place(setup.root, folder, directory=True)
+            make_place(setup.root, folder, directory=True)
         posix.symlink(self.target, self.path[1:], dir_fd=setup.root)
 
 
@@ -398,10 +398,15 @@ class Mask(Operation):
     layer = "mounts"
 
     def describe(self) -> str:
-        return f"deny {_text(self.path)}"
+        return f"deny {_text(self.path)}; replacing it on the host ends the sandbox"
+
+    def places(self, workspace: bytes) -> tuple[bytes, ...]:
+        """Where it is mounted."""
+        shown = self.always or (workspace and self.path.startswith(workspace + b"/"))
+        return (self.path,) if shown else ()
 
     def apply(self, setup: Setup) -> None:
-        if not self.always and not self.path.startswith(setup.workspace + b"/"):
+        if not self.places(setup.workspace):
             return
         place = syscalls.openat2(setup.root, self.path[1:], posix.O_PATH, _SAFE | syscalls.RESOLVE_BENEATH)
         attributes = _NOSUID_NODEV | _RDONLY | syscalls.MOUNT_ATTR_NOEXEC
@@ -430,27 +435,32 @@ class Pinned(Operation):
     layer = "mounts"
 
     def describe(self) -> str:
-        return "the profile, osmoda itself and its interpreter cannot be written, replaced or moved, wherever they lie"
+        return (
+            "the profile, osmoda itself and its interpreter cannot be written, replaced or moved, wherever they lie; "
+            "replacing them on the host ends a sandbox that could write there"
+        )
 
-    def apply(self, setup: Setup) -> None:
-        written = [tree + b"/" for tree in (*self.trees, setup.workspace) if tree]
+    def places(self, workspace: bytes) -> tuple[bytes, ...]:
+        """Where it is mounted: each path, after the folders on the way to it."""
+        written = [tree + b"/" for tree in (*self.trees, workspace) if tree]
+        found: list[bytes] = []
         for path in self.paths:
             above = [tree for tree in written if path.startswith(tree)]
             if above:
-                _pin(setup.root, max(above, key=len), path)
+                tree = max(above, key=len)
+                parts = path[len(tree) :].split(b"/")
+                found.extend(tree + b"/".join(parts[:index]) for index in range(1, len(parts) + 1))
+        return tuple(found)
 
-
-def _pin(root: int, tree: bytes, path: bytes) -> None:
-    parts = path[len(tree) :].split(b"/")
-    for index in range(1, len(parts) + 1):
-        step = tree + b"/".join(parts[:index])
-        place = syscalls.openat2(root, step[1:], posix.O_PATH, _SAFE | syscalls.RESOLVE_BENEATH)
-        copy = syscalls.open_tree(place, b"", _CLONE_TREE)
-        if index == len(parts):
-            syscalls.mount_setattr(copy, _NOSUID_NODEV | _RDONLY, recursive=True)
-        syscalls.move_mount(copy, place, b"")
-        posix.close(copy)
-        posix.close(place)
+    def apply(self, setup: Setup) -> None:
+        for step in self.places(setup.workspace):
+            place = syscalls.openat2(setup.root, step[1:], posix.O_PATH, _SAFE | syscalls.RESOLVE_BENEATH)
+            copy = syscalls.open_tree(place, b"", _CLONE_TREE)
+            if step in self.paths:
+                syscalls.mount_setattr(copy, _NOSUID_NODEV | _RDONLY, recursive=True)
+            syscalls.move_mount(copy, place, b"")
+            posix.close(copy)
+            posix.close(place)
 
 
 @frozen

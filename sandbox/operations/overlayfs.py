@@ -32,12 +32,15 @@ def without(setup: Setup, tree: int, hidden: tuple[bytes, ...]) -> int:
     )
 
 
-def with_layer(setup: Setup, tree: int, layer: int, masked: Iterable[bytes]) -> int:
+def with_layer(setup: Setup, tree: int, layer: int, masked: Iterable[bytes], hidden: tuple[bytes, ...] = ()) -> int:
     """An overlay of `tree` whose changes go to the mount `layer` (holding `upper` and `work`).
 
-    For each name in `masked` there is something that a mask can be mounted on, whether `tree` has it or not.
+    For each name in `masked` there is something that a mask can be mounted on, whether `tree` has it or not; the names
+    `hidden` are not there.
     """
     lower, shade = _stage(setup, tree)
+    for name in hidden:
+        _whiteout(setup.root, shade, lower, name)
     place = shade + b".layer"
     posix.mkdir(place, 0o755, dir_fd=setup.root)
     syscalls.move_mount(layer, setup.root, place)

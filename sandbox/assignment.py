@@ -1,0 +1,105 @@
+"""What a sandbox that waits in a pool is given: its command, in one message with the three streams.
+
+It comes to pid 1, behind all that confines it, on a SOCK_SEQPACKET pair of that sandbox's own, once. Descriptors 0 to 2
+are closed there while it waits: the streams that come take exactly those numbers (unix(7), SCM_RIGHTS: the lowest free
+ones, in order), so that no call and no limit of open files stands between.
+"""
+
+from __future__ import annotations
+
+import _socket
+import marshal
+import posix
+
+from osmoda.host.frozen import frozen, values_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import ClassVar
+
+SMALL = 1 << 14
+"""Bytes up to which a command travels in the message itself; a longer one is a memfd beside the streams."""
+
+GO_ON = 255
+"""To the keeper, among the numbers of signals: continue a command that was stopped on its terminal."""
+
+_STREAMS = b"\0\0\0\0\1\0\0\0\2\0\0\0"
+
+
+@frozen
+class Assignment:
+    """A command for a waiting sandbox; `began` is when its caller asked for it (time.monotonic, seconds).
+
+    Those of its streams in `terminals` (0, 1, 2) become the sandbox's own terminal, as in `Command`.
+    """
+
+    argv: tuple[str, ...]
+    environment: tuple[tuple[str, str], ...]
+    directory: bytes
+    began: float
+    terminals: tuple[int, ...] = ()
+
+    function: ClassVar[None] = None
+    """No function is called in place of the program, as it may be for a `Command`."""
+
+
+@frozen
+class Terms:
+    """What the monitor has to know of a command: `timeout` in seconds from `began` (time.monotonic), 0 for none.
+
+    The rest is for a plan with a network, as a launch has it.
+    """
+
+    began: float
+    timeout: float
+    agent: str = ""
+    token: bytes = b""
+    since: int = 0
+    secrets: tuple[tuple[str, str, str], ...] = ()
+
+
+def give(channel: _socket.socket, assignment: Assignment, streams: Sequence[int]) -> None:
+    """Hand it over. Raises OSError when nobody waits there any more: nothing was received then."""
+    body = marshal.dumps(values_of(assignment))
+    descriptors = list(streams)
+    long = -1
+    if len(body) > SMALL:
+        long = posix.memfd_create("osmoda-assignment", posix.MFD_CLOEXEC)
+        descriptors.append(long)
+    try:
+        if long >= 0:
+            view = memoryview(body)
+            while view:
+                view = view[posix.write(long, view) :]
+            body = b"M"
+        packed = b"".join([fd.to_bytes(4, "little") for fd in descriptors])
+        channel.sendmsg([body], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, packed)])
+    finally:
+        if long >= 0:
+            posix.close(long)
+
+
+def take(channel: _socket.socket, room: bytearray) -> Assignment | None:
+    """Wait for it; None when nobody will give one any more.
+
+    `room` has SMALL bytes: made before the waiting, while there is time. Raises OSError for streams that cannot be.
+    """
+    # Not close-on-exec: the streams are the command's as they come.
+    size, ancillary, flags, _ = channel.recvmsg_into([room], 64)
+    if not size:
+        return None
+    packed = ancillary[0][2] if ancillary else b""
+    if flags & (_socket.MSG_CTRUNC | _socket.MSG_TRUNC) or packed[:12] != _STREAMS:
+        raise OSError(24, "the command's streams could not be received (RLIMIT_NOFILE)")
+    if len(packed) > 12:
+        long = int.from_bytes(packed[12:16], "little")
+        values = marshal.loads(posix.pread(long, posix.fstat(long).st_size, 0))
+        posix.close(long)
+    else:
+        values = marshal.loads(room)
+    for fd, name in enumerate(("stdin", "stdout", "stderr")):
+        if posix.fstat(fd).st_mode & 0o170000 == 0o040000:
+            # The caller was to refuse it (launch._refuse_directories): CVE-2024-21626.
+            raise OSError(21, f"{name} is a directory, which would let the command out of its root")
+    return Assignment(*values)
