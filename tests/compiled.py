@@ -59,6 +59,7 @@ def outcome(*denials: RawDenial, **changed: Any) -> Outcome:
         "oom_kills": 0,
         "forks_refused": 0,
         "refused": len(denials),
+        "network": (),
         "denials": denials,
     }
     return Outcome(**values | changed)

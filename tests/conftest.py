@@ -1,5 +1,13 @@
-"""What every test has: a check that it leaves nothing behind, and `world`, root and an ordinary user."""
+"""What every test has: a check that it leaves nothing behind; `world`, root and an ordinary user; `online`, the same
+with an internet of the tests' own."""
 
 from __future__ import annotations
 
-pytest_plugins = ["pytester", "tests.worlds", "tests.leftovers"]
+pytest_plugins = [
+    "pytester",
+    "tests.worlds",
+    "tests.leftovers",
+    "tests.internet",
+    "tests.internet_servers",
+    "tests.sandboxed",
+]

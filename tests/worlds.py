@@ -24,8 +24,11 @@ from typing import Any
 
 import pytest
 
+from tests.pooled import START
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 ENTER_WORLD = Path(__file__).with_name("enter_world.py")
+POOLED = Path(__file__).with_name("pooled.py")
 FIRST_UID = 12345  # the user's uid; each worker of a parallel run has its own, counted up from here
 SECONDS = 60.0  # after which a command that a test runs is killed and the test fails
 
@@ -149,14 +152,20 @@ class World:
         """Run the `osmoda-sandbox` command of the environment that the tests run in."""
         return self.run(self.osmoda_argv(*arguments), **options)
 
+    def egress(self, *arguments: str | os.PathLike[str], **options: Any) -> subprocess.CompletedProcess[Any]:
+        """Run the `osmoda-egress` command, likewise."""
+        return self.run(self.osmoda_argv(*arguments, command="osmoda-egress"), **options)
+
     @staticmethod
-    def osmoda_argv(*arguments: str | os.PathLike[str]) -> list[str]:
-        script = Path(sys.executable).with_name("osmoda-sandbox")
-        if script.exists():
-            return [str(script), *map(os.fspath, arguments)]
-        # A development environment that sees the checkout's packages: the same script, uninstalled.
-        uninstalled = REPOSITORY / "packaging" / "osmoda-sandbox"
-        return [sys.executable, "-I", "-S", str(uninstalled), *map(os.fspath, arguments)]
+    def osmoda_argv(*arguments: str | os.PathLike[str], command: str = "osmoda-sandbox") -> list[str]:
+        script = Path(sys.executable).with_name(command)
+        words = [str(script)]
+        if not script.exists():
+            # A development environment that sees the checkout's packages: the same script, uninstalled.
+            words = [sys.executable, "-I", "-S", str(REPOSITORY / "packaging" / command)]
+        if arguments[:1] == ("run",) and os.environ.get("OSMODA_TEST_POOL"):
+            words = ["sh", "-c", START, sys.executable, str(POOLED), *words]
+        return [*words, *map(os.fspath, arguments)]
 
     def own(self, *paths: Path) -> None:
         """Give files and directories, with all that is in them, to this world's user."""

@@ -64,7 +64,7 @@ def forge(tier: int) -> tuple[str, dict[str, bytes]]:
     asked = request.parse(["--tier", str(tier), "--", "env"])
     assert asked is not None
     plan, _ = plans.for_request(asked, os.getcwd())
-    path = cache._path(plans._key(asked, os.getcwd()))
+    path = cache._path("plans", plans.key(asked, os.getcwd()))
     with open(path, "rb") as file:
         key, witnesses, _ = cache.marshal.loads(file.read()[32:])
     values = {name: getattr(plan, name) for name in Plan.__fields__}
@@ -166,8 +166,10 @@ class Kept:
         self.attacker.world.own(folder)
 
     def used(self) -> bool:
-        """Whether a run takes the plan that is kept."""
-        ended = self.attacker.world.osmoda("run", "--tier", str(self.attacker.tier), "--", "env")
+        """Whether a run takes the plan that is kept. Not one of a pool: that is not built from kept plans."""
+        with pytest.MonkeyPatch.context() as environment:
+            environment.delenv("OSMODA_TEST_POOL", raising=False)
+            ended = self.attacker.world.osmoda("run", "--tier", str(self.attacker.tier), "--", "env")
         assert ended.returncode == 0, ended.stderr
         assert "container=osmoda" in ended.stdout
         return "EVIL=1" in ended.stdout

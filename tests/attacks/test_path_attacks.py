@@ -199,3 +199,66 @@ def test_a_denied_path_that_does_not_exist_yet(attacker: Attacker, granted: Path
     )
     assert SECRET not in "".join(lines[1:])
     assert late.read_text() == SECRET + "\n"
+
+
+def replace(path: Path, text: str, attacker: Attacker) -> None:
+    """As most editors save."""
+    new = path.with_name(".new")
+    new.write_text(text)
+    attacker.world.own(new)
+    new.rename(path)
+
+
+@pytest.mark.parametrize("denied", ["secret", "inner/secret"])
+def test_a_denied_file_that_the_host_replaces_ends_the_sandbox(attacker: Attacker, granted: Path, denied: str) -> None:
+    """The mount over it goes with the old file (rename(2)), and nothing but the monitor stands behind it."""
+    (granted / "inner").mkdir()
+    hidden = granted / denied
+    hidden.write_text(SECRET + "\n")
+    attacker.world.own(granted)
+    profile = attacker.profile(f'[filesystem]\ndeny = ["{hidden}"]\nworkspace = "direct"\n')
+    script = f"cat {hidden} 2>&1; cat {granted}/file; exec sleep infinity"
+    assert attacker.world.run(["cat", str(hidden)]).stdout == SECRET + "\n", "the control: outside it can be read"
+    argv = attacker.argv("sh", "-c", script, options=["--profile", profile, "--workspace", str(granted)])
+    pipe = subprocess.PIPE
+    with attacker.world.popen(attacker.world.osmoda_argv(*argv), stdout=pipe, stderr=pipe, text=True) as running:
+        assert running.stdout is not None
+        assert running.stdout.readline() == f"cat: {hidden}: Permission denied\n"
+        assert running.stdout.readline() == "harmless\n"
+        replace(granted / "file", "another\n", attacker)  # nothing covers that: it goes on
+        assert running.poll() is None
+        replace(hidden, SECRET + "\n", attacker)
+        _, errors = running.communicate(timeout=20)
+    assert running.returncode == 125
+    assert f"the sandbox was ended: {hidden} was replaced on the host" in errors
+
+
+def test_an_edit_does_not_take_the_pin_from_a_profile_in_the_workspace(attacker: Attacker, granted: Path) -> None:
+    """Were it replaced, the program could write the profile of its own next run: any tier, any name."""
+    profile = granted / "agent.toml"
+    text = f'schema = 1\ntier = {attacker.tier}\n[filesystem]\nworkspace = "direct"\n[network]\nallow = ["a.example"]\n'
+    profile.write_text(text)
+    attacker.world.own(granted)
+    control = attacker.world.run(["sh", "-c", f"echo '# mine' >>{profile}"])
+    assert control.returncode == 0, "the control: outside it can be written"
+    profile.write_text(text)
+    script = (
+        f"(echo '# mine' >>{profile}) 2>/dev/null; echo $?; read line; (echo '# mine' >>{profile}) 2>/dev/null; echo $?"
+    )
+    argv = attacker.argv("sh", "-c", script, options=["--profile", str(profile), "--workspace", str(granted)])
+    pipe = subprocess.PIPE
+    with attacker.world.popen(
+        attacker.world.osmoda_argv(*argv), stdin=pipe, stdout=pipe, stderr=pipe, text=True
+    ) as running:
+        assert running.stdout is not None
+        before = running.stdout.readline()
+        edit = attacker.world.egress("allow", str(profile), "b.example")
+        after, _ = running.communicate("go\n", timeout=20)
+    assert before.strip() not in ("", "0")
+    assert after.strip() not in ("", "0"), "the mounts still hold it"
+    assert edit.returncode == 125
+    assert "is protected from it only until it is replaced" in edit.stderr
+    assert profile.read_text() == text
+    assert attacker.world.egress("allow", str(profile), "b.example").returncode == 0, (
+        "once it has ended it may be edited"
+    )

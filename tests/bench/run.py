@@ -16,41 +16,20 @@ import pwd
 import shutil
 import sys
 import tempfile
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parents[1]))
+sys.path[:0] = [str(HERE.parents[1]), str(HERE)]
 
+import network  # noqa: E402
 import peers  # noqa: E402
+from table import Row, table  # noqa: E402
 
 from tests.worlds import World, make_world  # noqa: E402
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table. `ratio` and `cpu_ratio` are to the peer; `target` is an upper bound of `ratio`, or of
-    `value` where there is no peer."""
-
-    what: str
-    who: str
-    value: str
-    peer: str
-    ratio: float | None
-    cpu_ratio: float | None
-    target: float | None
-    unit: str = "x"
-    measured: float | None = None
-
-    @property
-    def met(self) -> bool | None:
-        """Whether the target is met; None where there is none."""
-        found = self.ratio if self.ratio is not None else self.measured
-        return None if self.target is None or found is None else found <= self.target
 
 
 def milliseconds(timing: dict[str, float]) -> str:
@@ -71,6 +50,7 @@ def absolute(what: str, who: str, value: float, target: float | None, unit: str)
 # Upper bounds: of our median as a multiple of the peer's. A name that is missing has no target.
 LAUNCH = {"user": {"bwrap": 1.0}, "root": {"bwrap": 1.2}}
 COMMAND = {"bwrap": 4.5, "srt": 1 / 9, "firejail": 1.3}
+POOL = {"p50": 0.30, "p99": 1.0, "rate": 1.0, "cpu_ms": 5.5, "idle": 2.0}  # of bubblewrap's; ms of CPU each; MiB
 INSIDE = {"stat": 1.06, "getpid": 1.4, "compileall": 1.03}
 
 
@@ -94,6 +74,8 @@ def rows(who: str, found: dict[str, Any], absent: list[str]) -> list[Row]:
     for name, places in found["inside"].items():
         result.append(compared(f"inside: {name}", who, places["inside"], "outside", places["outside"], INSIDE[name]))
     mebibyte = 1 << 20
+    if found["pool"]:
+        result += pool_rows(who, found["pool"])
     result.append(absolute("monitor, resident", who, found["monitor"]["rss"] / mebibyte, 20, "MiB"))
     result.append(absolute("monitor, private", who, found["monitor"]["private"] / mebibyte, None, "MiB"))
     result.append(absolute("launcher, resident", who, found["launches"]["launcher_rss"] / mebibyte, None, "MiB"))
@@ -103,19 +85,28 @@ def rows(who: str, found: dict[str, Any], absent: list[str]) -> list[Row]:
     return result
 
 
-def table(lines: list[Row]) -> Table:
-    shown = Table(title=f"{platform.node()}, Linux {platform.release()}, {os.cpu_count()} cores; medians, CPU means")
-    for heading in ("what", "as", "ours", "peer"):
-        shown.add_column(heading, no_wrap=heading != "peer")
-    for heading in ("ratio", "cpu", "target", ""):
-        shown.add_column(heading, justify="right")
-    for row in lines:
-        target = "" if row.target is None else f"≤ {row.target:.3g} {row.unit}"
-        met = {None: "", True: "[green]met[/]", False: "[red]missed[/]"}[row.met]
-        ratio = "" if row.ratio is None else f"{row.ratio:.3g}"
-        cpu = "" if row.cpu_ratio is None else f"{row.cpu_ratio:.3g}"
-        shown.add_row(row.what, row.who, row.value, row.peer, ratio, cpu, target, met)
-    return shown
+def pool_rows(who: str, found: dict[str, Any]) -> list[Row]:
+    """Of a pool: one at a time, the slowest in a hundred, as many as there can be, and what one weighs that waits."""
+    ours, peer = found["timings"]["Pool.run"], found["timings"]["bwrap"]
+    what = 'Pool.run(["true"])'
+    slow, slow_peer = (f"{one['p99'] * 1e3:.2f} ms" for one in (ours, peer))
+    rate, rate_peer = (found["sustained"][name]["rate"] for name in ("Pool.run", "bwrap"))
+    return [
+        compared(what, who, ours, "bwrap", peer, POOL["p50"]),
+        Row(f"{what}, 99 in 100", who, slow, f"bwrap {slow_peer}", ours["p99"] / peer["p99"], None, POOL["p99"]),
+        Row(
+            f"{what}, sustained",
+            who,
+            f"{rate:.0f}/s",
+            f"bwrap {rate_peer:.0f}/s",
+            rate / rate_peer,
+            None,
+            POOL["rate"],
+            at_least=True,
+        ),
+        absolute(f"{what}, sustained, CPU", who, found["sustained"]["Pool.run"]["cpu"] * 1e3, POOL["cpu_ms"], "ms"),
+        absolute("a sandbox that waits", who, found["idle"] / (1 << 20), POOL["idle"], "MiB"),
+    ]
 
 
 def with_account(world: World, runtime: Path) -> World:
@@ -128,12 +119,13 @@ def with_account(world: World, runtime: Path) -> World:
     return changed
 
 
-def measured(world: World, folder: Path, rounds: int) -> dict[str, Any]:
+def measured(world: World, folder: Path, rounds: int, seconds: float) -> dict[str, Any]:
     spec = {
         "tmp": str(world.tmp),
         "peers": str(folder),
         "command": world.osmoda_argv()[0],
         "rounds": rounds,
+        "seconds": seconds,
     }
     done = world.run([sys.executable, str(HERE / "measure.py"), json.dumps(spec)], timeout=1800, stderr=None)
     if done.returncode:
@@ -146,6 +138,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Times and memory against the targets.")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all that was measured")
     parser.add_argument("--rounds", type=int, default=200, help="launches of each kind (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of sustained rates (default: %(default)s)")
     parser.add_argument("--peers", type=Path, default=HERE.parents[1] / ".venv" / "peers", help="where npm's peers are")
     parser.add_argument("--install-peers", action="store_true", help="install missing peers with apt and npm first")
     options = parser.parse_args()
@@ -162,8 +155,11 @@ def main() -> None:
             os.chmod(name, 0o755)
             (Path(name) / "world").mkdir()
             world = with_account(make_world(who, Path(name) / "world", runtime), runtime)
-            everything[who] = measured(world, options.peers.resolve(), options.rounds)
+            everything[who] = measured(world, options.peers.resolve(), options.rounds, options.seconds)
         lines += rows(who, everything[who], absent)
+        if os.getuid() == 0:
+            found, everything[who]["network"] = network.bench(who, options.peers.resolve(), 3, 2.0)
+            lines += found
     Console(width=None if sys.stdout.isatty() else 160).print(table(lines))
     if options.json:
         answer = {"host": list(platform.uname()), "rows": [asdict(row) | {"met": row.met} for row in lines]}

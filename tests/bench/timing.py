@@ -23,13 +23,14 @@ class Sample:
 
 @dataclass(frozen=True)
 class Timing:
-    """What many runs of one thing took, in seconds: the median and the 90th percentile, and the mean of the CPU time.
+    """What many runs of one thing took, in seconds: median, 90th and 99th percentile, and the mean of the CPU time.
 
     CPU is a mean because the kernel counts some of it in hundredths of a second only.
     """
 
     p50: float
     p90: float
+    p99: float
     cpu: float
     runs: int
 
@@ -37,7 +38,9 @@ class Timing:
     def of(cls, samples: Sequence[Sample]) -> Timing:
         walls = sorted(sample.wall for sample in samples)
         cpu = statistics.fmean(sample.cpu for sample in samples)
-        return cls(statistics.median(walls), walls[len(walls) * 9 // 10], cpu, len(walls))
+        return cls(
+            statistics.median(walls), walls[len(walls) * 9 // 10], walls[len(walls) * 99 // 100], cpu, len(walls)
+        )
 
 
 def children() -> set[int]:

@@ -139,17 +139,21 @@ def surroundings(home: str) -> dict[str, Any]:
     os.mkdir(f"{home}/work")
     Path(home, "profile.toml").write_text(
         'schema = 1\ntier = 1\nfilesystem.workspace = "direct"\nenvironment.set = { KIND = "profile", OTHER = "x" }\n'
+        'environment.pass = ["PASSED"]\n'
     )
-    os.environ["SECRET"] = "hunter2"
+    os.environ["SECRET"] = os.environ["PASSED"] = "hunter2"
     sandbox = Sandbox(f"{home}/profile.toml", workspace=f"{home}/work")
-    script = "pwd; echo $KIND $OTHER $MORE; echo ${SECRET-none}; touch made"
+    script = "pwd; echo $KIND $OTHER $MORE; echo ${SECRET-none} ${PASSED-none}; touch made"
     result = sandbox.run(["sh", "-c", script], env={"KIND": "call", "MORE": "y"}, capture_output=True)
     elsewhere = sandbox.run(["pwd"], cwd="/tmp", capture_output=True)
+    del os.environ["PASSED"]
+    removed = sandbox.run(["sh", "-c", "echo ${PASSED-none}"], capture_output=True)
     loaded = Sandbox(Profile.load(f"{home}/profile.toml"), workspace=f"{home}/work").run(["test", "-e", "made"])
     assert result.stdout is not None
     return {
         "said": result.stdout.decode().splitlines(),
         "elsewhere": elsewhere.stdout,
+        "removed": removed.stdout,
         "owner": os.stat(f"{home}/work/made").st_uid,
         "loaded": loaded.status,
     }
@@ -158,8 +162,9 @@ def surroundings(home: str) -> dict[str, Any]:
 def test_profile_workspace_environment_and_directory(world: World) -> None:
     home = str(world.home)
     assert world.call(surroundings, home) == {
-        "said": [f"{home}/work", "call x y", "none"],
+        "said": [f"{home}/work", "call x y", "none hunter2"],
         "elsewhere": b"/tmp\n",
+        "removed": b"none\n",
         "owner": world.uid,
         "loaded": 0,
     }

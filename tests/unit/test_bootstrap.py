@@ -16,6 +16,10 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[2]
 BOOTSTRAP = REPOSITORY / "packaging" / "bootstrap"
 TOOLS = ("sh", "sed", "cat", "readlink", "dirname", "gcc", "git", "unshare")
+# Those that only the tests' internet needs; here they need not even exist.
+INTERNET = ("ip", "nft", "curl", "openssl", "nginx", "ssh", "psql", "postgres", "javac")
+# Those of the virtual machines.
+MACHINES = ("qemu-system-x86_64", "mmdebstrap", "busybox", "depmod", "file")
 
 
 @dataclass
@@ -49,6 +53,8 @@ def machine(tmp_path: Path) -> Machine:
     made.home.mkdir()
     for name in TOOLS:
         made.tool(name, f'exec /usr/bin/{name} "$@"')
+    for name in (*INTERNET, *MACHINES):
+        made.tool(name, "exit 1")
     made.tool("id", "echo 0")
     made.tool("apt-get", f'echo "apt-get $*" >>{made.log}')
     made.tool("apt-cache", "echo '  Candidate: 3.11.2-1'")
@@ -99,6 +105,23 @@ def test_root_gets_missing_packages_installed(machine):
     assert result.returncode == 0, result.stderr
     assert machine.asked() == ["apt-get update -qq", "apt-get install -y -qq --no-install-recommends nodejs"]
     assert "» installing nodejs" in result.stdout
+
+
+def test_the_tests_get_the_servers_of_their_internet(machine):
+    for name in ("node", "nginx", "psql", "javac", "ip"):
+        (machine.bin / name).unlink(missing_ok=True)
+    assert machine.bootstrap("test", PYTHON=sys.executable).returncode == 0
+    wanted = "nodejs iproute2 nginx-light postgresql-client default-jdk-headless"
+    assert machine.asked()[-1] == f"apt-get install -y -qq --no-install-recommends {wanted}"
+
+
+def test_the_tests_get_what_virtual_machines_are_made_with(machine):
+    for name in ("node", *MACHINES):
+        (machine.bin / name).unlink(missing_ok=True)
+    assert machine.bootstrap("test", PYTHON=sys.executable).returncode == 0
+    kmod = [] if os.path.exists("/sbin/depmod") else ["kmod"]
+    wanted = ["nodejs", "qemu-system-x86", "mmdebstrap", "busybox-static", *kmod, "file"]
+    assert machine.asked()[-1].split()[5:] == wanted
 
 
 def test_the_demo_does_not_ask_for_what_only_tests_need(machine):

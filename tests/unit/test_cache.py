@@ -68,9 +68,15 @@ def test_each_variable_that_paths_depend_on_is_part_of_the_key(name, monkeypatch
 
 def test_an_entry_under_another_keys_name_is_not_used(entry):
     other = cache.key("other", 2)
-    shutil.copyfile(entry, cache._path(other))
-    os.chmod(cache._path(other), 0o600)
+    shutil.copyfile(entry, cache._path("plans", other))
+    os.chmod(cache._path("plans", other), 0o600)
     assert cache.load(other) is None
+
+
+def test_another_installation_has_entries_of_its_own(entry, monkeypatch):
+    assert cache.load(KEY) is not None
+    monkeypatch.setattr(cache, "__file__", "/elsewhere/osmoda/sandbox/cache.py")
+    assert cache.load(KEY) is None
 
 
 def test_dropping_an_entry(entry):
@@ -336,3 +342,26 @@ def test_a_profile_of_the_same_name_that_would_be_found_first(compilations):
     own.write_text("schema = 1\ntier = 2\n")
     plan, cached = plans.for_request(asked, "/")
     assert (plan.tier, cached) == (2, False)
+
+
+# Parts of plans
+
+
+def test_a_part_is_kept_under_all_that_it_depends_on():
+    assert cache.load_part("networks", ("a", 1)) is None
+    cache.store_part("networks", ("a", 1), b"messages")
+    assert cache.load_part("networks", ("a", 1)) == b"messages"
+    assert cache.load_part("networks", ("a", 2)) is None
+    assert cache.load_part("others", ("a", 1)) is None
+
+
+def test_a_part_that_was_tampered_with_is_not_used():
+    cache.store_part("networks", ("a", 1), b"messages")
+    path = cache._path("networks", ("a", 1))
+    content = Path(path).read_bytes()
+    Path(path).write_bytes(content[:-1] + b"?")
+    assert cache.load_part("networks", ("a", 1)) is None
+    Path(path).write_bytes(content)
+    assert cache.load_part("networks", ("a", 1)) == b"messages"
+    os.chmod(path, 0o644)
+    assert cache.load_part("networks", ("a", 1)) is None

@@ -119,6 +119,18 @@ def test_a_group_that_is_in_use_stays_until_it_is_killed(make):
 
 
 @delegated
+def test_the_group_of_another_process_is_found_by_its_name(make):
+    group = make(memory=48 * M, pids=10)
+    with start(group, "print('ready', flush=True)\nimport time\ntime.sleep(60)") as process:
+        assert process.stdout.readline() == "ready\n"
+        found = cgroup.of_process(process.pid, NAME)
+        assert (found.version, sorted(found.directories)) == (group.version, sorted(group.directories))
+        assert cgroup.of_process(process.pid, NAME[:-1]).directories == ()
+        process.kill()
+    gone = cgroup.of_process(process.pid, NAME)
+    assert (gone.directories, gone.oom_kills(), gone.pids_refused()) == ((), 0, 0)
+
+
 @pytest.mark.skipif(HERE.version != 1, reason="only version 1 has several directories")
 def test_a_creation_that_fails_half_way_leaves_nothing():
     memory = dict(HERE.places)["memory"]
@@ -287,7 +299,9 @@ def test_counters_of_version_2(unified):
         "cgroup.procs": "7\n8\n",
     }.items():
         Path(group.directories[0], name).write_text(text)
-    assert (group.oom_kills(), group.pids_refused(), group.peak_memory()) == (2, 5, 12345)
+    assert (group.oom_kills(), group.pids_refused(), group.peak_memory()) == (1, 5, 12345)
+    Path(group.directories[0], "memory.events").write_text("max 7\noom 3\noom_kill 2\n")
+    assert group.oom_kills() == 2, "before Linux 5.17"
     assert sorted(group.processes()) == [7, 8]
 
 

@@ -8,11 +8,14 @@ import shlex
 import pytest
 import shtab
 
-from osmoda.sandbox import command_line, request
+from osmoda.sandbox import command_line, grammar, request
 from osmoda.sandbox.request import UsageError
 
 VERBS = sorted(
-    ["run", "explain", "check", "diff", "why", "doctor", "ps", "kill", "changes", "commit", "discard", "completion"]
+    [
+        *("run", "learn", "serve", "explain", "check", "diff", "why", "doctor", "verify", "ps", "top", "kill"),
+        *("changes", "commit", "discard", "completion"),
+    ]
 )
 
 
@@ -69,7 +72,7 @@ def test_options_are_not_abbreviated():
         command_line.parser().parse_args(["why", "--sysc", "bpf"])
 
 
-@pytest.mark.parametrize("shell", command_line.SHELLS)
+@pytest.mark.parametrize("shell", grammar.SHELLS)
 def test_completion_knows_every_verb_and_the_options_of_run(shell):
     script = shtab.complete(command_line.parser(), shell=shell)
     for verb in VERBS:

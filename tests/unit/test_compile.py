@@ -7,7 +7,7 @@ import os
 import pytest
 
 from osmoda.sandbox import compile as compiler
-from osmoda.sandbox import system_view
+from osmoda.sandbox import mount_points, system_view
 from osmoda.sandbox.errors import CompileError
 from osmoda.sandbox.operations import confinement, isolation, mounting
 from tests.compiled import compiled
@@ -207,7 +207,7 @@ def test_a_file_is_mounted_as_one(tree):
 
 
 def test_a_tree_with_file_systems_in_it_is_mounted_with_them(tree, monkeypatch):
-    monkeypatch.setattr(compiler, "_mount_points", lambda: ("/", f"{tree}/b"))
+    monkeypatch.setattr(mount_points, "mount_points", lambda: ("/", f"{tree}/b"))
     plan = files(f'read = ["{tree}"]\ndeny = ["{tree}/secret"]')
     assert [type(op) for op in of(plan, mounting.Grant)] == [mounting.ReadMounts]
     assert [op.always for op in of(plan, mounting.Mask)] == [True]
@@ -219,8 +219,8 @@ def test_mount_points_are_found_with_their_odd_names(tmp_path, monkeypatch):
     table = b"1 1 0:1 / / rw - x x rw\n2 1 0:2 / /mnt/a\\040b\\134c\xc3\xa4 rw - x x rw\n"
     (tmp_path / "mountinfo").write_bytes(table)
     open_ = open
-    monkeypatch.setattr(compiler, "open", lambda path, mode: open_(tmp_path / "mountinfo", mode), raising=False)
-    assert compiler._mount_points() == ("/", "/mnt/a b\\cä")
+    monkeypatch.setattr(mount_points, "open", lambda path, mode: open_(tmp_path / "mountinfo", mode), raising=False)
+    assert mount_points.mount_points() == ("/", "/mnt/a b\\cä")
 
 
 def test_a_granted_link_is_made_again_where_nothing_shows_it(tree):

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from osmoda.egress.destinations import ANY_PORT, Rule
 from osmoda.sandbox import toml_source, validation
 from osmoda.sandbox.declaration import Reader, parse_size
-from osmoda.sandbox.destinations import ANY_PORT, Rule
 from osmoda.sandbox.schema import ProfileFile
 
 
@@ -48,10 +48,30 @@ methods = ["POST", "GET"]
 paths = ["/v1/*"]
 secret = "KEY"
 max_body = "1M"
+max_bytes = "10G"
+max_requests = 1000
+addresses = ["10.0.0.0/8", "2001:DB8::/32", "10.0.0.0/8", "192.168.1.5"]
+
+[[network.allow]]
+host = "b.example.com"
+ech = true
 """
     )
-    (rule,) = reader.declared.lists["network", "allow"]
-    assert rule == Rule("api.example.com", (443, 8443), ("GET", "POST"), ("/v1/*",), "KEY", 1 << 20)
+    addresses = ("10.0.0.0/8", "192.168.1.5/32", "2001:db8::/32")
+    assert list(reader.declared.lists["network", "allow"]) == [
+        Rule(
+            "api.example.com",
+            (443, 8443),
+            ("GET", "POST"),
+            ("/v1/*",),
+            "KEY",
+            1 << 20,
+            max_bytes=10 << 30,
+            max_requests=1000,
+            addresses=addresses,
+        ),
+        Rule("b.example.com", ech=True),
+    ]
 
 
 def test_a_denial_without_ports_is_one_on_every_port():
@@ -79,6 +99,33 @@ def test_an_empty_list_is_not_an_absent_one():
         ("network.allow = [{ host = 'a.com', ports = [] }]", 'p:2:18: network.allow[0] is "a.com": its list of ports'),
         ("network.allow = [{ host = 'a.com', methods = [] }]", 'p:2:18: network.allow[0] is "a.com": its list of meth'),
         ("network.allow = [{ host = 'a.com', paths = ['x'] }]", 'p:2:18: network.allow[0] is "a.com": a URL path'),
+        (
+            "network.allow = ['127.0.0.1:80']",
+            'p:2:18: network.allow[0] is "127.0.0.1:80": a sandbox has these addresses',
+        ),
+        ("network.allow = ['198.18.0.0/16']", 'p:2:18: network.allow[0] is "198.18.0.0/16": a sandbox has these addr'),
+        (
+            "network.allow = [{ host = '10.0.0.0/8', addresses = ['10.0.0.0/8'] }]",
+            'p:2:18: network.allow[0] is "10.0.0.0/8": it is a network, which names its addresses itself',
+        ),
+        (
+            "network.allow = [{ host = 'a.com', addresses = [] }]",
+            'p:2:18: network.allow[0] is "a.com": its list of addresses is empty',
+        ),
+        (
+            "network.allow = [{ host = 'a.com', addresses = ['b.com'] }]",
+            'p:2:18: network.allow[0] is "a.com": "b.com" is not an address or a network',
+        ),
+        (
+            "network.allow = [{ host = 'a.com', addresses = ['10.0.0.1/8'] }]",
+            'p:2:18: network.allow[0] is "a.com": the network of that length is 10.0.0.0/8',
+        ),
+        (
+            "network.allow = [{ host = 'a.com', ech = true, methods = ['GET'] }]",
+            'p:2:18: network.allow[0] is "a.com": ech is for connections that are passed on unread',
+        ),
+        ("network.allow = [{ host = 'a.com', max_bytes = 0 }]", 'p:2:18: network.allow[0] is "a.com": it has to be ab'),
+        ("network.connect = ['agent:a-:1']", 'p:2:20: network.connect[0] is "agent:a-:1": a-.agent is not usable as'),
         ("network.serve = ['*']", 'p:2:18: network.serve[0] is "*": "*" is not a port'),
         ("network.families = ['vsock']", 'p:2:21: network.families[0] is "vsock": allowed: unix, inet, inet6, netlink'),
         ("network.connect = ['x']", 'p:2:20: network.connect[0] is "x": it is not "agent:NAME:PORT"'),

@@ -6,17 +6,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from osmoda.sandbox.destinations import (
+from osmoda.egress.destinations import (
     ANY_PORT,
+    Peer,
     Rule,
+    canonical_addresses,
     canonical_host,
+    check_allowed,
     check_method,
     check_secret,
     check_url_path,
     host_covers,
     host_meet,
     parse_connect,
+    parse_peer,
     parse_rule,
+    peer_conflicts,
 )
 
 
@@ -103,22 +108,118 @@ def test_what_two_programs_could_read_differently_is_refused(text):
 def test_only_a_tier_file_means_every_port_and_every_domain():
     assert parse_rule("*.*:*", (443,), tier_file=True) == Rule("*.*", (ANY_PORT,))
     assert parse_connect("agent:*:*", tier_file=True) == "agent:*:*"
-    for text in ("agent:*:1", "mesh:*/a:1", "host:*"):
+    assert parse_peer("localhost:*=agent:*:*", tier_file=True) == Peer(("*.agent",), ANY_PORT, "agent:*", ANY_PORT)
+    for text in ("agent:*:1", "mesh:*/a:1", "host:*", "localhost:*=agent:a:1"):
         with pytest.raises(ValueError, match="it is not"):
             parse_connect(text)
 
 
-@pytest.mark.parametrize("text", ["agent:writer:8082", "mesh:server-2/analysis:9000", "host:5432"])
-def test_peers(text):
+@pytest.mark.parametrize(
+    ("text", "peer"),
+    [
+        ("agent:writer:8082", Peer(("writer.agent",), 8082, "agent:writer")),
+        ("agent:Writer_2.b:1", Peer(("writer_2.b.agent",), 1, "agent:Writer_2.b")),
+        ("mesh:server-2/analysis:9000", Peer(("analysis.server-2.mesh",), 9000, "mesh:server-2/analysis")),
+        ("host:5432", Peer(("host.osmoda", "host"), 5432, "host")),
+        ("localhost:8081=agent:research:80", Peer(("research.agent",), 80, "agent:research", 8081)),
+    ],
+)
+def test_peers(text, peer):
     assert parse_connect(text) == text
+    assert parse_peer(text) == peer
+    assert str(peer) == text.partition("=")[2] or text
 
 
 @pytest.mark.parametrize(
-    "text", ["agent:writer", "agent:writer:0", "agent:a/b:1", "mesh:a:1", "host:", "host:099999", "unix:/x", "agent::1"]
+    "text",
+    [
+        "agent:writer",
+        "agent:writer:0",
+        "agent:a/b:1",
+        "mesh:a:1",
+        "host:",
+        "host:099999",
+        "unix:/x",
+        "agent::1",
+        "agent:a..b:1",
+        "agent:a-:1",
+        "agent:a.:1",
+        f"agent:{'a' * 64}:1",
+        f"mesh:{'a.' * 80}b/{'a.' * 80}b:1",
+        "localhost:1",
+        "localhost:1=host:1",
+        "localhost:1=mesh:a/b:1",
+        "localhost:0=agent:a:1",
+        "localhost:=agent:a:1",
+        "localhost:1=localhost:1=agent:a:1",
+        "localhost:1=agent:a",
+        "agent:a:1\n",
+    ],
 )
 def test_peers_that_are_refused(text):
     with pytest.raises(ValueError, match="is not"):
         parse_connect(text)
+
+
+@pytest.mark.parametrize(
+    ("connect", "serve", "found"),
+    [
+        (["agent:a:1", "agent:a:2", "host:1", "mesh:s/a:1"], [1], []),
+        (["agent:a:1", "localhost:1=agent:a:1", "localhost:2=agent:a:1"], [], []),
+        (["localhost:1=agent:a:1", "localhost:1=agent:b:1"], [], [(1, "localhost:1 inside")]),
+        (["localhost:1=agent:a:1"], [1], [(0, "which network.serve gives to the sandbox itself")]),
+        (["agent:A:1", "agent:a:1"], [], [(1, "a.agent:1 inside")]),
+        (["mesh:b.c/a:1", "mesh:c/a.b:1"], [], [(1, "a.b.c.mesh:1 inside")]),
+    ],
+)
+def test_a_place_inside_means_one_peer(connect, serve, found):
+    conflicts = list(peer_conflicts(connect, serve))
+    assert [index for index, _ in conflicts] == [index for index, _ in found]
+    for (_, reason), (_, end) in zip(conflicts, found, strict=True):
+        assert reason.endswith(end)
+
+
+def test_a_rule_in_words():
+    rule = Rule("a.b", (80, 443), ("GET",), max_bytes=5, max_requests=6, ech=True, addresses=("10.0.0.0/8", "::/0"))
+    assert str(rule) == (
+        "a.b:80,443 with methods GET and at most 5 bytes in all and at most 6 requests in all and encrypted hellos and "
+        "addresses in 10.0.0.0/8, ::/0"
+    )
+
+
+@pytest.mark.parametrize(
+    ("rule", "inspected"),
+    [
+        (Rule("a.b", max_bytes=1, max_requests=1, ech=True, addresses=("::/0",), secret="*"), False),
+        (Rule("a.b", methods=("GET",)), True),
+        (Rule("a.b", paths=("/",)), True),
+        (Rule("a.b", secret="S"), True),
+        (Rule("a.b", max_body=0), True),
+    ],
+)
+def test_what_has_to_be_looked_into(rule, inspected):
+    assert rule.inspected is inspected
+
+
+@pytest.mark.parametrize("texts", [["a.b"], ["0x7f.1"], ["127.1"], ["10.0.0.1/8"], ["fe80::1%eth0"], ["*"], [""]])
+def test_what_a_name_leads_to_is_networks(texts):
+    with pytest.raises(ValueError, match=r"it is|is not|of that length|has no zone"):
+        canonical_addresses(texts)
+    assert canonical_addresses(["2001:DB8::/32", "10.0.0.1", "10.0.0.1/32"]) == ("10.0.0.1/32", "2001:db8::/32")
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["127.0.0.0/8", "127.0.0.53/32", "::1/128", "198.18.0.0/15", "198.19.1.0/24", "2001:2::/48", "2001:2::9/128"],
+)
+def test_addresses_that_only_mean_something_inside_are_not_allowed_as_a_rule(host):
+    with pytest.raises(ValueError, match="a sandbox has these addresses for itself"):
+        check_allowed(Rule(host))
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0/0", "::/0", "198.16.0.0/12", "a.b"])
+def test_what_is_larger_is_allowed(host):
+    assert check_allowed(Rule(host)) == Rule(host)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,9 @@ SCRIPT = REPOSITORY / "packaging" / "osmoda-sandbox"
 ROOMS = ["host", "ledger", "egress", "sandbox", "supervisor", "mesh", "mcpd", "profiles"]
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
 
+# Distributions that are not called as the package that they hold.
+PACKAGES = {"OpenSSL": "pyopenssl", "dns": "dnspython", "nftables": "pip-nftables"}
+
 # Says which interpreter options and path the script came with, in place of the real command.
 STAND_IN = """
 import sys
@@ -149,6 +152,6 @@ def test_what_the_rooms_import_is_declared_and_what_is_declared_is_imported():
                     imported |= {alias.name.partition(".")[0] for alias in node.names}
                 elif isinstance(node, ast.ImportFrom) and node.module:
                     imported.add(node.module.partition(".")[0])
-    foreign = {canonical(name) for name in imported - set(sys.stdlib_module_names) - {"osmoda"}}
+    foreign = {PACKAGES.get(name, canonical(name)) for name in imported - set(sys.stdlib_module_names) - {"osmoda"}}
     declared = {canonical(re.match(r"[\w.-]+", line)[0]) for line in PROJECT["project"]["dependencies"]}
     assert foreign == declared

@@ -91,25 +91,55 @@ def test_what_is_not_declared_is_not_called_active():
     assert layer(explanation, "cgroup").status == "not declared"
 
 
-def test_names_that_this_version_cannot_reach_are_said_to_be_declared_and_not_granted():
+def test_what_can_be_reached_is_listed_with_its_lines():
     explanation, _ = explained("""
         tier = 1
         [network]
-        allow = ["api.example.com"]
+        allow = ["api.example.com", { host = "api.example.org", methods = ["GET"] }]
+        deny = ["evil.example.com"]
         serve = [8081]
         connect = ["agent:writer:8082"]
         ask = true
+    """)
+    told = {line.text: line.origin for line in layer(explanation, "egress").lines}
+    assert told["allow api.example.com:443"] == "/p/agent.toml:4"
+    assert "allow api.example.org:443 with methods GET, each request looked at" in told
+    assert told["deny evil.example.com:*"] == "/p/agent.toml:5"
+    assert told["connect to agent:writer:8082"] == "/p/agent.toml:7"
+    assert told["other agents that say so may reach port 8081"] == "/p/agent.toml:6"
+    assert any("somebody is asked" in text for text in told)
+    assert any("lead to the gateway" in line.text for line in layer(explanation, "network").lines)
+    assert explanation.not_given == ()
+
+
+def test_a_long_list_is_cut():
+    names = ", ".join(f'"host{number}.example"' for number in range(80))
+    explanation, _ = explained(f"tier = 2\n[network]\nallow = [{names}]")
+    lines = layer(explanation, "egress").lines
+    assert len(lines) == 51
+    assert "30 rules more" in lines[-1].text
+
+
+def test_without_rules_there_is_no_way_out():
+    explanation, plan = explained("tier = 2")
+    assert "egress" not in {one.name for one in explanation.layers}
+    assert plan.egress == b""
+
+
+def test_what_this_version_has_nothing_for_is_said_to_be_declared_and_without_effect():
+    explanation, _ = explained("""
+        tier = 1
+        [network]
+        connect = ["mesh:server-2/analysis:9000"]
         [tools]
         allow = ["file_*"]
         [mesh]
         send = ["news"]
     """)
     told = {line.text.partition(":")[0].partition(" ")[0]: line for line in explanation.not_given}
-    assert set(told) == {"network.allow", "network.serve", "network.connect", "network.ask", "tools.allow", "mesh.send"}
-    assert told["network.allow"].origin == "/p/agent.toml:4"
-    assert "api.example.com:443" in told["network.allow"].text
-    assert "declared, not granted" in told["network.allow"].text
-    assert "no way out" in told["network.allow"].text
+    assert set(told) == {"network.connect", "tools.allow", "mesh.send"}
+    assert told["network.connect"].origin == "/p/agent.toml:4"
+    assert "without effect" in told["network.connect"].text
 
 
 def test_tier_0_says_plainly_that_nothing_is_confined():

@@ -41,6 +41,10 @@ class Access:
     path: str = ""
     secret: str = ""
     body: int = 0
+    address: str = ""  # where the name leads; empty: a public address
+    hidden: bool = False  # the server name, by an encrypted hello
+    nth: int = 1  # request under a rule
+    size: int = 0  # bytes that went under a rule before
 
 
 def glob(pattern: str, text: str) -> bool:
@@ -54,9 +58,13 @@ def inside(path: str, trees: tuple[str, ...]) -> bool:
 def rule_permits(rule: Rule, access: Access) -> bool:
     if not means(rule.host, str(access.what)) or (access.port not in rule.ports and ANY_PORT not in rule.ports):
         return False
+    if access.address and not any(means(network, access.address) for network in rule.addresses):
+        return False
+    if access.nth > (rule.max_requests or access.nth) or access.size > (rule.max_bytes or access.size):
+        return False
     http_only = rule.methods or rule.paths or rule.secret or rule.max_body is not None
     if not access.method:
-        return not http_only
+        return not http_only and (rule.ech or not access.hidden)
     return (
         (not rule.methods or access.method in rule.methods)
         and (not rule.paths or any(glob(pattern, access.path) for pattern in rule.paths))
@@ -68,8 +76,11 @@ def rule_permits(rule: Rule, access: Access) -> bool:
 def permits(profile: Profile, access: Access) -> bool:
     files, network, process = profile.filesystem, profile.network, profile.process
     what = str(access.what)
+    inside_names = ["host", "host.osmoda"] if what.startswith("host:") else []
     denied = any(
-        means(rule.host, what) and (access.port in rule.ports or ANY_PORT in rule.ports) for rule in network.deny
+        any(means(rule.host, one) for one in (what, access.address, *inside_names) if one)
+        and (access.port in rule.ports or ANY_PORT in rule.ports)
+        for rule in network.deny
     )
     limit = {
         "memory": process.memory,
@@ -97,7 +108,8 @@ def permits(profile: Profile, access: Access) -> bool:
         case "serve":
             return access.port in network.serve
         case "peer":
-            return what in network.connect
+            entries = [entry.rpartition("=")[2] for entry in network.connect]
+            return not denied and f"{what}:{access.port}" in entries
         case "family":
             return what in network.families
         case "loopback":
@@ -124,7 +136,7 @@ def permits(profile: Profile, access: Access) -> bool:
 
 TREES = ["/usr", "/usr/lib", "/srv", "/srv/a", "/srv/a/b", "/srv/a/c", "/srv/ab", "/opt"]
 NAMES = ["a.b", "x.a.b", "y.x.a.b", "c.b", "single"]
-HOSTS = [*NAMES, "*.a.b", "*.b", "*.x.a.b", "*", "10.0.0.0/8", "10.1.0.0/16", "10.1.2.3/32", "0.0.0.0/0"]
+HOSTS = [*NAMES, "host", "*.a.b", "*.b", "*.x.a.b", "*", "10.0.0.0/8", "10.1.0.0/16", "10.1.2.3/32", "0.0.0.0/0"]
 PORTS = [22, 80, 443]
 PATHS = ["/*", "/v1/*", "/v1/a", "*/a"]
 PATTERNS = ["*", "file_*", "file_read", "*_read", "mem_*", "mem_read"]
@@ -148,7 +160,15 @@ rules = st.builds(
     paths=some(PATHS, 2),
     secret=st.sampled_from([None, None, "S", "T"]),
     max_body=st.sampled_from([None, None, 10, 20]),
-) | st.builds(Rule, host=st.sampled_from(HOSTS), ports=ports)
+) | st.builds(
+    Rule,
+    host=st.sampled_from(HOSTS),
+    ports=ports,
+    max_bytes=st.sampled_from([None, None, 10, 20]),
+    max_requests=st.sampled_from([None, None, 2, 4]),
+    ech=st.booleans(),
+    addresses=some(["10.0.0.0/8", "10.1.0.0/16", "10.1.2.3/32"], 2),
+)
 bounds = st.sampled_from([None, 1, 2])
 profiles = st.builds(
     Profile,
@@ -169,7 +189,7 @@ profiles = st.builds(
         allow=lists(rules),
         deny=lists(st.builds(Rule, host=st.sampled_from(HOSTS), ports=ports), 2),
         serve=some(PORTS),
-        connect=some(["agent:a:1", "agent:b:1", "host:1"]),
+        connect=some(["agent:a:22", "agent:b:22", "host:22", "host:80", "localhost:9=agent:a:22"]),
         ask=st.booleans(),
         loopback=st.booleans(),
         families=some(["inet", "inet6", "unix"]),
@@ -231,10 +251,14 @@ accesses = st.one_of(
         st.sampled_from(["/", "/v1/a", "/v1/b", "/x/a"]),
         st.sampled_from(["", "S", "T"]),
         st.sampled_from([5, 15, 25]),
+        st.sampled_from(["", "", "10.1.2.3", "10.1.9.9", "10.9.9.9"]),
+        st.booleans(),
+        st.sampled_from([1, 3, 5]),
+        st.sampled_from([0, 15, 25]),
     ),
     st.builds(Access, st.just("ask"), st.sampled_from(NAMES), st.sampled_from(PORTS)),
     st.builds(Access, st.just("serve"), port=st.sampled_from(PORTS)),
-    st.builds(Access, st.just("peer"), st.sampled_from(["agent:a:1", "agent:b:1", "host:1"])),
+    st.builds(Access, st.just("peer"), st.sampled_from(["agent:a", "agent:b", "host"]), st.sampled_from([22, 80])),
     st.builds(Access, st.just("family"), st.sampled_from(["inet", "unix"])),
     st.just(Access("loopback")),
     st.builds(Access, st.just("call"), st.sampled_from(["ptrace", "kcmp", "chown", "read", "pkey_alloc", "openat"])),
@@ -284,7 +308,16 @@ EVERYTHING = {
             ),
         ]
     ]
-    + [Access("ask", host, port) for host in NAMES for port in PORTS],
+    + [
+        Access("reach", host, port, address=address, hidden=hidden, nth=nth, size=size)
+        for host in ["a.b", "x.a.b", "single"]
+        for port in [22, 80]
+        for address in ["", "10.1.2.3", "10.1.9.9", "10.9.9.9"]
+        for hidden in [False, True]
+        for nth, size in [(1, 0), (3, 0), (5, 0), (1, 15), (1, 25)]
+    ]
+    + [Access("ask", host, port) for host in NAMES for port in PORTS]
+    + [Access("peer", what, port) for what in ("agent:a", "agent:b", "host") for port in (22, 80)],
     "environment": [Access("variable", name) for name in ("LANG", "TZ", "X")],
     "tools": [Access("tool", name) for name in ("file_read", "file_write", "mem_read", "x_read", "other")],
     "mesh": [Access(kind, name) for kind in ("send", "receive") for name in ("file_read", "x_read", "other")],
@@ -330,6 +363,74 @@ def test_to_grant_no_more_is_transitive(three):
     a, b, c = three
     if not excess(a, b) and not excess(b, c):
         assert excess(a, c) == ()
+
+
+# What is used up: a history of requests and of bytes, which single accesses do not show.
+
+budgeted = st.builds(
+    Rule,
+    host=st.sampled_from(["a.b", "x.a.b", "*.a.b", "*.a.b", "*"]),
+    ports=some(PORTS[:2], 2).filter(bool) | st.just((ANY_PORT,)),
+    max_bytes=st.sampled_from([None, None, 1, 2, 3]),
+    max_requests=st.sampled_from([None, 1, 2, 3]),
+    ech=st.booleans(),
+)
+
+
+@st.composite
+def spenders(draw):
+    """Two lists of rules; the first is often the second's in narrower pieces."""
+    allow = draw(lists(budgeted, 2))
+    pieces = tuple(
+        replace(
+            rule,
+            host=draw(st.sampled_from([rule.host, "x.a.b", "y.a.b"])),
+            ports=draw(st.sampled_from([rule.ports, rule.ports[:1], (22,)])),
+            max_bytes=rule.max_bytes and draw(st.integers(1, rule.max_bytes)),
+            max_requests=rule.max_requests and draw(st.integers(1, rule.max_requests)),
+        )
+        for rule in (*allow, *allow)
+    )
+    return draw(st.sampled_from([pieces, pieces, pieces[:1], draw(lists(budgeted, 2))])), allow
+
+
+def unbudgeted(rule: Rule) -> Rule:
+    return replace(rule, max_bytes=None, max_requests=None)
+
+
+@settings(max_examples=1000, deadline=None)
+@given(
+    spenders(),
+    st.lists(
+        st.tuples(st.sampled_from(["a.b", "x.a.b", "y.a.b"]), st.sampled_from(PORTS[:2]), st.sampled_from([0, 1, 1])),
+        min_size=4,
+        max_size=16,
+    ),
+)
+def test_nothing_in_excess_means_that_no_budget_is_used_up_earlier(two, history):
+    """Under both, a connection counts for every budget that matches it, unless a rule without one matches too."""
+    mine, other = (network(allow=rules) for rules in two)
+    assume(not excess(mine, other))
+    spent: list[dict[Rule, list[int]]] = [{}, {}]
+    for host, port, size in history:
+        permitted = []
+        due = []
+        for rules, counts in zip(two, spent, strict=True):
+            matching = [rule for rule in rules if means(rule.host, host) and {port, ANY_PORT} & {*rule.ports}]
+            usable = []
+            for rule in matching:
+                requests, moved = counts.setdefault(unbudgeted(rule), [0, 0])
+                if requests < (rule.max_requests or 99) and moved + size <= (rule.max_bytes or 99):
+                    usable.append(rule)
+            permitted.append(bool(usable))
+            if not any(rule.max_bytes is rule.max_requests is None for rule in matching):
+                metered = all(rule.max_bytes for rule in usable)
+                due += [(counts[scope], size if metered else 0) for scope in {unbudgeted(rule) for rule in matching}]
+        assert permitted[1] or not permitted[0]
+        if permitted[0]:
+            for count, moved in due:
+                count[0] += 1
+                count[1] += moved
 
 
 LISTS = [
@@ -479,6 +580,55 @@ def limits(**fields) -> Profile:
             network(allow=(Rule("a.b", (ANY_PORT,)),), deny=(Rule("a.b", (22,)),)),
             ("network.allow", "a.b:* with a.b:22 in it"),
         ),
+        (network(allow=(Rule("a.b", max_requests=5),)), network(allow=(Rule("a.b"),)), None),
+        (
+            network(allow=(Rule("a.b"),)),
+            network(allow=(Rule("a.b", max_requests=5),)),
+            ("network.allow", "a.b:443"),
+        ),
+        (
+            network(allow=(Rule("a.b", max_requests=6),)),
+            network(allow=(Rule("a.b", max_requests=5),)),
+            ("network.allow", "a.b:443 with at most 6 requests in all"),
+        ),
+        (
+            network(allow=(Rule("a.b", max_bytes=6),)),
+            network(allow=(Rule("a.b", max_requests=6),)),
+            ("network.allow", "a.b:443 with at most 6 bytes in all"),
+        ),
+        (
+            network(allow=(Rule("x.a.b", max_bytes=2), Rule("y.a.b", max_bytes=3))),
+            network(allow=(Rule("*.a.b", max_bytes=5),)),
+            None,
+        ),
+        (network(allow=(Rule("a.b"),)), network(allow=(Rule("a.b", ech=True, addresses=("10.0.0.0/8",)),)), None),
+        (
+            network(allow=(Rule("a.b", ech=True),)),
+            network(allow=(Rule("a.b"),)),
+            ("network.allow", "a.b:443 with encrypted hellos"),
+        ),
+        (
+            network(allow=(Rule("a.b", addresses=("10.1.0.0/16", "10.2.0.0/16")),)),
+            network(allow=(Rule("a.b", addresses=("10.1.0.0/16",)), Rule("*", addresses=("10.2.0.0/15",)))),
+            None,
+        ),
+        (
+            network(allow=(Rule("a.b", addresses=("0.0.0.0/0",)),)),
+            network(allow=(Rule("a.b", addresses=("10.0.0.0/8",)),)),
+            ("network.allow", "a.b:443 with addresses in 0.0.0.0/0"),
+        ),
+        (network(connect=("localhost:9=agent:a:1",)), network(connect=("agent:a:1",)), None),
+        (network(connect=("agent:a:1",)), network(connect=("localhost:9=agent:a:1",)), None),
+        (
+            network(connect=("localhost:1=agent:b:1",)),
+            network(connect=("localhost:1=agent:a:1",)),
+            ("network.connect", "localhost:1=agent:b:1"),
+        ),
+        (
+            network(connect=("host:1",)),
+            network(connect=("host:1",), deny=(Rule("*", (ANY_PORT,)),)),
+            ("network.connect", "host:1"),
+        ),
         (
             environment(passed=("A",)),
             environment(passed=("A",), set=(("A", "1"),)),
@@ -509,6 +659,14 @@ def test_calls_are_compared_as_the_filter_lets_them_through():
     named = replace(BASE, process=replace(BASE.process, syscalls=(*BASE.process.syscalls, "kcmp")))
     assert expand(named.process.syscalls) == expand(BASE.process.syscalls)
     assert [item.what for item in excess(named, BASE)] == ["@system-service (kcmp)", "kcmp"]
+
+
+def test_two_that_fit_alone_may_not_fit_together():
+    two = network(allow=(Rule("x.a.b", max_requests=3), Rule("y.a.b", max_requests=3)))
+    found = excess(two, network(allow=(Rule("*.a.b", max_requests=5),)))
+    assert [item.what for item in found] == [
+        f"{host}:443 with at most 3 requests in all" for host in ("x.a.b", "y.a.b")
+    ]
 
 
 def test_excess_names_the_line_that_grants(tmp_path):

@@ -93,6 +93,33 @@ def test_with_the_processes_in_them(groups):
 
 @delegated
 @pytest.mark.orphans
+def test_a_group_that_was_never_made_is_no_error(groups):
+    """Its monitor may die between the two, and others come after it."""
+    planned = Group.named(HERE, f"{NAME}-never", 0, 0.0, 9)
+    process, janitor = start("sys.stdin.read()", [planned, *groups])
+    with process:
+        process.kill()
+    wait(janitor)
+    assert there(groups) == [False, False]
+
+
+@delegated
+@pytest.mark.orphans
+def test_one_that_was_killed_is_replaced_by_one_that_knows_all(groups):
+    code = "os.kill(janitor._pid, 9); os.waitid(os.P_PID, janitor._pid, os.WEXITED | os.WNOWAIT)\n"
+    code += "janitor.release(groups[0]); janitor.mind(groups[1]); print(janitor._pid, flush=True); sys.stdin.read()"
+    process, janitor = start(code, groups[:1] + groups[1:])
+    os.close(janitor)
+    with process:
+        assert process.stdout is not None
+        second = os.pidfd_open(int(process.stdout.readline()))
+        process.kill()
+    wait(second)
+    assert there(groups) == [True, False]
+
+
+@delegated
+@pytest.mark.orphans
 def test_a_group_that_was_released_is_left_alone(groups):
     process, janitor = start("janitor.release(groups[1]); print('told', flush=True); sys.stdin.read()", groups)
     with process:
@@ -117,9 +144,12 @@ def test_no_signal_from_the_terminal_ends_it_before_its_monitor(number, groups):
 
 
 def test_at_a_normal_end_no_process_is_left():
-    process, janitor = start("janitor.close(); print('closed', flush=True)", [])
+    process, janitor = start("sys.stdin.readline(); janitor.close(); print('closed', flush=True)", [])
     with process:
+        assert process.stdin is not None
         assert process.stdout is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
         assert process.stdout.readline() == "closed\n"
     assert process.returncode == 0
     wait(janitor)

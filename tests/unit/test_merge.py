@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import permutations
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -69,6 +71,19 @@ def test_two_files_that_disagree_about_a_variable_are_refused_in_either_order():
             merge(variable(*one) for one in order)
         assert str(caught.value).startswith('b:3:5: environment.set.A is "2" here and "1" in a:3;')
     assert merge((variable("1", "b"), variable("1", "a"))).variables == {"A": ("1", Position("a", 3, 5))}
+
+
+def test_of_several_disagreements_the_same_one_is_told_in_any_order():
+    files = [
+        Declaration({}, {}, {}, {name: (value, Position(file, 3, 5)) for name, value in values.items()})
+        for file, values in (("a", {"X": "2", "TZ": "1"}), ("b", {"TZ": "2", "X": "1"}), ("c", {"LANG": "1", "X": "3"}))
+    ]
+    told = set()
+    for order in permutations(files):
+        with pytest.raises(ProfileError) as caught:
+            merge(order)
+        told.add(str(caught.value))
+    assert len(told) == 1
 
 
 def test_the_file_that_extends_both_says_which():

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from osmoda.host import features
-from osmoda.sandbox import launch, monitor, profile_file
+from osmoda.sandbox import launch, live_feed, monitor, profile_file
 from osmoda.sandbox.compile import compile_profile
 from osmoda.sandbox.init import Command
 from osmoda.sandbox.monitor import Monitor, Watched
@@ -83,7 +83,9 @@ def watched(loop, clock, kernel):
     read, write = os.pipe()
     os.write(write, b"x")
     pidfd = os.open("/dev/null", os.O_RDONLY)
-    made = Watched(loop, SimpleNamespace(control=ours, pidfd=pidfd, plan=None), lambda outcome: None)
+    command = SimpleNamespace(terminals=())
+    launched = SimpleNamespace(control=ours, pidfd=pidfd, plan=None, command=command, doorway=None)
+    made = Watched(loop, launched, lambda outcome: None)
     loop.sandboxes.add(made)
     made.listener = read
     loop.register(read, made.notification_ready)
@@ -152,6 +154,61 @@ def test_what_is_kept_is_bounded(watched, loop, kernel, monkeypatch):
     assert (watched.refused, len(watched.denials), len(kernel.answers)) == (10, 3, 10)
 
 
+@pytest.fixture
+def reader(monkeypatch):
+    """Somebody who watches live: what each message told, (number, count) of each kind and how many calls beyond."""
+    heard = []
+    answers = []
+
+    def tell(launched, denials, beyond, limits=(0, 0, False)):
+        heard.append((sorted((denial.number, denial.count) for denial in denials), beyond))
+        return answers.pop() if answers else True
+
+    monkeypatch.setattr(monitor, "_is_watched", lambda: True)
+    monkeypatch.setattr(live_feed, "tell", tell)
+    return SimpleNamespace(heard=heard, answers=answers)
+
+
+def test_a_reader_is_told_a_few_times_a_second_and_of_what_is_new(watched, loop, kernel, clock, reader):
+    kernel.waiting = [(165, ())] * 40 + [(41, ())]
+    for _ in range(40):
+        loop.step(0)
+    assert reader.heard == []
+    clock.now += monitor._TELLING
+    loop.step(0)
+    assert reader.heard == [([(41, 1), (165, 40)], 0)]
+    clock.now += 10
+    kernel.waiting = [(165, ())]
+    loop.step(0)
+    clock.now += monitor._TELLING
+    watched.monitor.unregister(watched.listener)
+    loop.step(0)
+    loop.step(0)
+    assert reader.heard[1:] == [([(165, 41)], 0)]
+
+
+def test_a_reader_that_was_busy_is_told_again(watched, loop, kernel, clock, reader):
+    reader.answers.append(False)
+    kernel.waiting = [(165, ())]
+    loop.step(0)
+    watched.monitor.unregister(watched.listener)
+    for _ in range(4):
+        clock.now += monitor._TELLING
+        loop.step(0)
+    assert reader.heard == [([(165, 1)], 0)] * 2
+
+
+def test_a_reader_is_told_how_many_calls_are_not_kept(watched, loop, kernel, clock, reader, monkeypatch):
+    monkeypatch.setattr(monitor, "_DISTINCT_DENIALS", 3)
+    kernel.waiting = [(number, ()) for number in range(10)]
+    for _ in range(10):
+        loop.step(0)
+    watched.monitor.unregister(watched.listener)
+    clock.now += monitor._TELLING
+    loop.step(0)
+    assert reader.heard == [([(0, 1), (1, 1), (2, 1)], 7)]
+
+
 def test_a_caller_that_was_killed_meanwhile_is_nothing(watched, loop, kernel):
     kernel.error = FileNotFoundError(2, "killed")
     loop.step(0)
@@ -173,6 +230,42 @@ def test_timers_come_in_time_and_once(loop, clock):
         clock.now = now
         loop.step(0)
         assert came == expected
+
+
+def test_what_has_taken_the_number_of_one_that_ended_is_not_called_for_it(loop):
+    """Both pipes have something; whoever is first closes the other one, whose number a silent pipe gets."""
+    pipes = [os.pipe(), os.pipe()]
+    called = []
+    silent = []
+
+    def first(mine, other):
+        def callback():
+            called.append("first")
+            loop.unregister(other)
+            os.close(other)
+            read, write = os.pipe()
+            if read != other:
+                os.dup2(read, other)
+                os.close(read)
+            silent.append(write)
+            loop.register(other, lambda: called.append("silent"))
+            os.read(mine, 1)
+
+        return callback
+
+    for (mine, write), (other, _) in (pipes, pipes[::-1]):
+        os.write(write, b"x")
+        loop.register(mine, first(mine, other))
+    loop.step(0)
+    assert called == ["first"]
+    os.write(silent[0], b"x")
+    loop.step(0)
+    assert called == ["first", "silent"]
+    for read, write in pipes:
+        loop.unregister(read)
+        os.close(read)
+        os.close(write)
+    os.close(silent[0])
 
 
 # Real sandboxes, in a process of their own: a launch wants a single thread.
@@ -304,3 +397,30 @@ def test_a_granted_path_that_went_away_is_said_and_leaves_no_descriptor(world):
     message, same = world.call(failing_launch, str(folder))
     assert message.startswith(f"LaunchError: open {folder}: No such file or directory")
     assert same
+
+
+def test_an_event_of_a_number_that_was_given_to_another_is_nobodys(loop):
+    """In one batch the first callback ends the second's descriptor, and a new one gets its number."""
+    heard = []
+    pipes = [os.pipe(), os.pipe()]
+
+    def replace(own, other):
+        def ready():
+            heard.append(own)
+            loop.unregister(other)
+            os.dup2(silent, other)
+            loop.register(other, lambda: heard.append("the new one"))
+
+        return ready
+
+    silent, silent_end = os.pipe()
+    (first, one), (second, two) = pipes
+    loop.register(first, replace(first, second))
+    loop.register(second, replace(second, first))
+    os.write(one, b"x")
+    os.write(two, b"x")
+    loop.step()
+    assert len(heard) == 1
+    assert heard[0] in (first, second)
+    for fd in (first, one, second, two, silent, silent_end):
+        os.close(fd)

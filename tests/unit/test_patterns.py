@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from osmoda.sandbox.patterns import covers, overlap
+from osmoda.egress.patterns import covers, overlap
 
 _patterns = st.text("ab/*", max_size=6)
 _texts = st.text("ab/", max_size=8)

@@ -20,6 +20,7 @@ ONE = processes.Running(
     payload=11,
     processes=2,
     memory=3 << 20,
+    cpu_time=0.5,
     started=5.0,
     age=3725.4,
 )

@@ -182,6 +182,8 @@ def test_a_file_that_cannot_be_read(folder):
     assert "regular file" in error_of(f"{folder}/")
     os.mkfifo(folder / "pipe.toml")
     assert "regular file" in error_of(folder / "pipe.toml")
+    (folder / "bad.toml").symlink_to("/proc/self/mem")  # a regular file whose first bytes no process has
+    assert error_of(folder / "bad.toml").endswith("bad.toml: the profile cannot be read: Input/output error")
     (folder / "nul.toml").write_bytes(b"schema = 1\n\xff")
     assert error_of(folder / "nul.toml").endswith(":2:1: the text is not UTF-8")
     (folder / "huge.toml").write_bytes(b"#" * (profile_file.MOST_BYTES + 1))
@@ -193,9 +195,8 @@ def test_every_file_that_it_was_made_from_is_recorded(folder):
     base = write(folder, "base", "tools.allow = ['a']")
     top = write(folder, "top", "extends = 'base'")
     profile = Profile.load(top)
-    assert [path for path, _ in profile.files] == sorted(
-        [str(base), str(top), os.path.join(tiers.SHIPPED, "tier2.toml")]
-    )
+    # Its own comes first, wherever it lies: that is the one an approval is written into.
+    assert [path for path, _ in profile.files] == [str(top), str(base), os.path.join(tiers.SHIPPED, "tier2.toml")]
     base.write_text(base.read_text() + "\n")
     assert Profile.load(top).files != profile.files
     assert Profile.load(top).digest == profile.digest
@@ -276,6 +277,14 @@ def test_extends_that_leads_nowhere_or_in_a_circle(folder, bases, error):
         ("[network]\nallow = ['localhost']", "3:10: network.allow grants localhost:443, above the ceiling of tier 2"),
         ("[network]\nconnect = ['host:5432']", "3:12: network.connect grants host:5432, above the ceiling of tier 2"),
         (
+            "[network]\nallow = [{ host = 'a.com', addresses = ['10.0.0.0/8'] }]",
+            "3:10: network.allow grants a.com:443 with addresses in 10.0.0.0/8, above the ceiling of tier 2",
+        ),
+        (
+            "[network]\nallow = [{ host = 'a.com', ech = true }]",
+            "3:10: network.allow grants a.com:443 with encrypted hellos, above the ceiling of tier 2",
+        ),
+        (
             "[network]\nfamilies = ['unix']",
             "3:13: network.families grants unix sockets, above the ceiling of tier",
         ),
@@ -314,6 +323,24 @@ def test_extends_that_leads_nowhere_or_in_a_circle(folder, bases, error):
 def test_above_the_ceiling_is_an_error_that_says_what_is_allowed(folder, text, error):
     path = write(folder, "p", text)
     assert error_of(path).startswith(f"{path}:{error}")
+
+
+def test_what_tier_2_may_say_about_a_destination(folder):
+    rule = "{ host = 'a.com', max_bytes = '1G', max_requests = 10 }"
+    text = f"[network]\nallow = [{rule}]\nconnect = ['localhost:8081=agent:research:8081']"
+    profile = Profile.load(write(folder, "p", text))
+    assert profile.network.allow == (Rule("a.com", max_bytes=1 << 30, max_requests=10),)
+    assert profile.network.connect == ("localhost:8081=agent:research:8081",)
+
+
+def test_a_port_of_localhost_has_one_meaning(folder):
+    write(folder, "a", "network.connect = ['localhost:1=agent:a:1']")
+    path = write(folder, "p", "extends = './a.toml'\n[network]\nserve = [7]\nconnect = ['localhost:1=agent:b:1']")
+    assert error_of(path) == (
+        f'{path}:5:12: network.connect: "localhost:1=agent:b:1" and "localhost:1=agent:a:1" are both localhost:1 inside'
+    )
+    path = write(folder, "p", "[network]\nserve = [7]\nconnect = ['localhost:7=agent:b:1']")
+    assert error_of(path).startswith(f'{path}:4:12: network.connect: "localhost:7=agent:b:1" takes port 7, which netw')
 
 
 def test_all_that_is_above_the_ceiling_is_said(folder):

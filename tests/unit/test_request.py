@@ -30,6 +30,10 @@ from osmoda.sandbox.request import Request, UsageError, parse
         ("--write /a", "write", ("/a",)),
         ("--env A=b=c -e D=", "set", (("A", "b=c"), ("D", ""))),
         ("--pass-env A --pass-env B", "passed", ("A", "B")),
+        ("--allow a.example --allow b.example:80,443", "allow", ("a.example", "b.example:80,443")),
+        ("--deny c.a.example", "deny", ("c.a.example",)),
+        ("--agent writer", "agent", "writer"),
+        ("--pool", "pool", True),
         ("--dry-run", "dry_run", True),
         ("--quiet", "quiet", True),
         ("-q", "quiet", True),
@@ -50,7 +54,9 @@ def test_every_option_of_the_table_is_tried_above():
 
 
 def test_without_options_the_rest_is_the_profiles():
-    assert parse(["true"]) == Request(("true",), "", -1, "", "", "", 0.0, (), (), (), (), False, False, False)
+    assert parse(["true"]) == Request(
+        ("true",), "", -1, "", "", "", 0.0, (), (), (), (), (), (), "", False, False, False
+    )
 
 
 @pytest.mark.parametrize(
@@ -127,7 +133,17 @@ def test_values_of_variables_are_no_part_of_what_is_kept_on_disk():
 
 @pytest.mark.parametrize(
     "words",
-    ["-p a", "-t 1", "--workspace-mode none", "--read /a", "--write /a", "-e A=1", "--pass-env A"],
+    [
+        "-p a",
+        "-t 1",
+        "--workspace-mode none",
+        "--read /a",
+        "--write /a",
+        "-e A=1",
+        "--pass-env A",
+        "--allow a.example",
+        "--deny a.example",
+    ],
 )
 def test_what_decides_the_plan_is_part_of_it(words):
     with_option, without = parse([*words.split(), "true"]), parse(["true"])
@@ -136,7 +152,7 @@ def test_what_decides_the_plan_is_part_of_it(words):
     assert with_option.compiled_from != without.compiled_from
 
 
-@pytest.mark.parametrize("words", ["-w /w", "-C /d", "--timeout 1", "-q", "--json", "--dry-run"])
+@pytest.mark.parametrize("words", ["-w /w", "-C /d", "--timeout 1", "-q", "--json", "--pool", "--dry-run"])
 def test_what_does_not_is_not(words):
     with_option, without = parse([*words.split(), "true", "x"]), parse(["true"])
     assert with_option is not None

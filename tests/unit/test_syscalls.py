@@ -279,6 +279,16 @@ def test_openat2_opens_by_the_rules_it_is_given(tmp_path):
         os.close(folder)
 
 
+def test_renameat2_exchanges_two_files(tmp_path):
+    one, other = tmp_path / "one", tmp_path / "other"
+    one.write_text("1")
+    other.write_text("2")
+    syscalls.renameat2(os.fsencode(one), os.fsencode(other), syscalls.RENAME_EXCHANGE)
+    assert (one.read_text(), other.read_text()) == ("2", "1")
+    with pytest.raises(FileNotFoundError, match=r"renameat2 .*none: No such file"):
+        syscalls.renameat2(os.fsencode(one), os.fsencode(tmp_path / "none"), syscalls.RENAME_EXCHANGE)
+
+
 def test_syncfs(tmp_path):
     fd = os.open(tmp_path, os.O_RDONLY)
     syscalls.syncfs(fd)

@@ -6,7 +6,7 @@ import stat
 import pytest
 
 from osmoda.sandbox import granted_paths, grants, system_view
-from osmoda.sandbox.operations import mounting
+from osmoda.sandbox.operations import mounting, trust_store
 
 
 def test_what_every_sandbox_reads_is_what_grants_count_on():
@@ -55,7 +55,7 @@ def test_an_entry_that_others_may_not_read_is_left_out(tmp_path, monkeypatch):
 
 
 def skeleton(shown=("/usr",), copies=(), places=("/tmp",)):
-    return system_view.skeleton("tier 2", shown, copies, "box", places)
+    return system_view.skeleton("tier 2", shown, copies, "box", places, "nameserver 198.18.0.1\n")
 
 
 def test_every_mount_has_a_place_and_every_place_a_parent():
@@ -80,7 +80,14 @@ def test_generated_files_tell_nothing_of_the_host():
     assert b"agent:x:1000:1000:" in files[b"etc/passwd"]
     assert files[b"etc/hostname"] == b"box\n"
     assert files[b"etc/hosts"].split() == [b"127.0.0.1", b"localhost", b"box", b"::1", b"localhost", b"box"]
-    assert files[b"etc/resolv.conf"] == b""
+    assert files[b"etc/resolv.conf"] == b"nameserver 198.18.0.1\n"
+
+
+def test_what_is_generated_in_etc_is_listed():
+    made = skeleton()
+    names = [name.decode() for name, _ in (*made.files, *made.links) if name.startswith(b"etc/")]
+    own = {f"/{name}" for name in names if f"/{name}" != trust_store.BUNDLE}
+    assert own == set(system_view.GENERATED)
 
 
 def test_generated_files_win_over_copied_ones(tmp_path):

@@ -68,6 +68,7 @@ def test_tier_2_has_no_service_of_the_host():
     assert not any(peer.startswith("host:") for peer in ceiling.network.connect)
     assert set(ceiling.network.families) == {"inet", "inet6"}
     assert not any(rule.is_network or rule.host == "*" for rule in ceiling.network.allow)
+    assert not any(rule.addresses or rule.ech for rule in ceiling.network.allow)
 
 
 @pytest.mark.parametrize("tier", [0, 1, 2])

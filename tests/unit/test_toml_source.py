@@ -101,8 +101,16 @@ def test_text_that_is_not_toml_is_refused_with_its_place(text, line, column):
 
 
 def test_text_that_is_nested_without_end_is_refused():
+    for text in ("a = " + "[" * 100_000, "a = " + "[" * 33 + "]" * 33):
+        with pytest.raises(ProfileError, match="nested too deeply"):
+            toml_source.parse(text, "p.toml")
+
+
+@pytest.mark.parametrize("depth", [33, 500, 900, 5000])
+@pytest.mark.parametrize("text", ["{} = 1", "[{}]", "[[{}]]", "environment.set.{} = 1"])
+def test_dotted_keys_do_not_nest_without_end_either(text, depth):
     with pytest.raises(ProfileError, match="nested too deeply"):
-        toml_source.parse("a = " + "[" * 100_000, "p.toml")
+        toml_source.parse(text.format(".".join(["a"] * depth)) + "\n", "p.toml")
 
 
 _keys = st.text("abc é.", min_size=1, max_size=4)
