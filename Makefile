@@ -5,12 +5,12 @@
 VENV ?= .venv
 PYTHON ?=
 ROOMS := $(wildcard host ledger egress sandbox supervisor mesh mcpd profiles)
-SOURCES := $(sort $(shell find $(ROOMS) -type f ! -name '*.pyc')) packaging/osmoda-sandbox pyproject.toml README.md
+SOURCES := $(sort $(shell find $(ROOMS) -type f ! -name '*.pyc')) packaging/osmoda-egress packaging/osmoda-sandbox pyproject.toml README.md
 BOOTSTRAP = @VENV='$(VENV)' PYTHON='$(PYTHON)' packaging/bootstrap
 # The lock holds for build requirements too. An environment variable, since an older pip reads no other way into an isolated build.
 PIP = PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_CONSTRAINT='$(CURDIR)/requirements-ci.txt' '$(VENV)/bin/python3' -m pip -qq
 
-.PHONY: demo test bench install lock apparmor clean demo-system test-system FORCE
+.PHONY: demo test bench peers install lock apparmor clean demo-system test-system FORCE
 .DELETE_ON_ERROR:
 .SUFFIXES:
 .NOTPARALLEL:
@@ -19,10 +19,15 @@ demo: demo-system $(VENV)/.stamp-installed
 	@packaging/demo '$(VENV)/bin'
 
 test: test-system $(VENV)/.stamp-installed $(VENV)/.stamp-tox
-	@'$(VENV)/bin/tox' run --workdir '$(VENV)/tox' --installpkg "$$(echo '$(VENV)'/wheel/osmoda-*.whl)" $(if $(ARGS),-e py -- $(ARGS))
+	@$(if $(ARGS),,packaging/lanes '$(VENV)/beside.log') '$(VENV)/bin/tox' run --workdir '$(VENV)/tox' \
+		--installpkg "$$(echo '$(VENV)'/wheel/osmoda-*.whl)" $(if $(ARGS),-e py -- $(ARGS))
 
 bench: test-system $(VENV)/.stamp-installed $(VENV)/.stamp-tox
 	@'$(VENV)/bin/tox' run --workdir '$(VENV)/tox' --installpkg "$$(echo '$(VENV)'/wheel/osmoda-*.whl)" -e bench -- --install-peers --peers '$(abspath $(VENV))/peers' $(ARGS)
+
+# The attack battery in other sandboxes, into docs/peers.md. As root; the attacker is an ordinary user.
+peers: test-system $(VENV)/.stamp-installed $(VENV)/.stamp-tox
+	@'$(VENV)/bin/tox' run --workdir '$(VENV)/tox' --installpkg "$$(echo '$(VENV)'/wheel/osmoda-*.whl)" -e peers -- --install --peers '$(abspath $(VENV))/peers' $(ARGS)
 
 install: demo-system $(VENV)/.stamp-installed
 
