@@ -1,0 +1,1 @@
+"""osmoda-watch: agents as units, supervised at their tier."""
