@@ -19,6 +19,7 @@ from osmoda.egress.control_client import Client, ControlError, GatewaySilent, No
 from osmoda.host import paths
 from tests import egress_fakes
 from tests.egress_fakes import Gateway, Session
+from tests.worlds import Program
 
 
 @pytest.fixture
@@ -422,10 +423,7 @@ listening.close()
 @pytest.fixture
 def others():
     """Two gateways in processes of their own."""
-    started = [
-        subprocess.Popen([sys.executable, "-c", GATEWAY, name], stdout=subprocess.PIPE, text=True)
-        for name in ("x", "y")
-    ]
+    started = [Program([sys.executable, "-c", GATEWAY, name], stdout=subprocess.PIPE, text=True) for name in ("x", "y")]
     for process in started:
         assert process.stdout.readline() == "ready\n"
     yield started
@@ -509,7 +507,7 @@ def test_a_gateway_that_starts_later_is_watched_too(client, monkeypatch):
     thread = threading.Thread(target=lambda: found.append(next(watching)))
     thread.start()
     code = GATEWAY.replace("gateway.loop.run()", LATER)
-    with subprocess.Popen([sys.executable, "-c", code, "late"], stdout=subprocess.PIPE, text=True) as process:
+    with Program([sys.executable, "-c", code, "late"], stdout=subprocess.PIPE, text=True) as process:
         thread.join(10)
         assert found == [{"event": "late"}]
         watching.close()
