@@ -29,7 +29,7 @@ from types import FrameType
 import pytest
 
 FOLDER = "OSMODA_TEST_RUNNING"
-PATIENCE = float(os.environ.get("OSMODA_TEST_SECONDS", "240"))  # seconds
+PATIENCE = float(os.environ.get("OSMODA_TEST_SECONDS", "300"))  # seconds
 # What a shell has ignored for what it runs in the background, or nohup(1): a sandbox would ignore it, as it should.
 USUAL = {signal.SIGINT: signal.default_int_handler, signal.SIGQUIT: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL}
 GRACE = 20.0  # seconds: for the stacks to be shown, and for xdist to notice that a worker is gone
