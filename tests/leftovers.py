@@ -37,6 +37,8 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers", "orphans: the test leaves ended processes to init on purpose; here the test process reaps them"
     )
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    if not os.path.exists("/proc/thread-self/children"):
+        raise pytest.UsageError("this kernel does not tell whose child a process is (CONFIG_PROC_CHILDREN)")
 
 
 # What there is.
@@ -47,23 +49,28 @@ def processes() -> dict[str, int]:
 
     Those of `SPARED` are left out, with their descendants.
     """
-    parents: dict[int, tuple[int, str, str]] = {}
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            with contextlib.suppress(OSError), open(f"/proc/{entry}/stat", errors="replace") as file:
-                head, _, tail = file.read().rpartition(")")
-                fields = tail.split()
-                parents[int(entry)] = (int(fields[1]), head.partition("(")[2], f"{fields[0]}, started {fields[19]}")
-    mine = {os.getpid()}
     found: dict[str, int] = {}
-    grown = True
-    while grown:
-        grown = False
-        for pid, (parent, name, state) in parents.items():
-            if parent in mine and pid not in mine and pid not in SPARED:
-                mine.add(pid)
-                found[f"process {pid} ({name}, state {state})"] = pid
-                grown = True
+    parents = [os.getpid()]
+    while parents:
+        # Not by looking at every process there is, which would cost more than most tests.
+        for pid in children(parents.pop()):
+            if pid not in SPARED:
+                with contextlib.suppress(OSError), open(f"/proc/{pid}/stat", errors="replace") as file:
+                    head, _, tail = file.read().rpartition(")")
+                    fields = tail.split()
+                    name = head.partition("(")[2]
+                    found[f"process {pid} ({name}, state {fields[0]}, started {fields[19]})"] = pid
+                parents.append(pid)
+    return found
+
+
+def children(pid: int) -> list[int]:
+    """Those of all its threads (proc_pid_tid_children(5))."""
+    found = []
+    with contextlib.suppress(OSError):  # it has just ended
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{thread}/children") as file:
+                found += map(int, file.read().split())
     return found
 
 
@@ -80,9 +87,13 @@ def mounts() -> dict[str, str]:
 
 
 def cgroups() -> dict[str, str]:
-    """Every cgroup that osmoda made, in every hierarchy: a line to its directory."""
+    """Every cgroup that osmoda made, in every hierarchy: a line to its directory.
+
+    But not those in which a systemd of the tests' own, which may run beside these, has its units.
+    """
     found = {}
-    for top, _, _ in os.walk("/sys/fs/cgroup"):
+    for top, folders, _ in os.walk("/sys/fs/cgroup"):
+        folders[:] = [name for name in folders if not name.startswith("osmoda-container-")]
         if "/osmoda" in top and not top.endswith("/osmoda"):
             found[f"cgroup {top}"] = top
     return found

@@ -159,7 +159,7 @@ def test_the_next_address_is_tried_beside_one_that_does_not_answer(loop, silent)
         before = len(os.listdir("/proc/self/fd"))
         Upstream(loop).dial_any((socket.inet_aton("127.0.0.2"), LOCAL), port(silent), outcome)
         until(loop, lambda: outcome.results)
-        assert 0.2 < time.monotonic() - began < 2
+        assert 0.2 < time.monotonic() - began < 8, "it is not waited for to the end"
         connected(outcome).close()
         assert outcome.addresses == [LOCAL]
         # The other attempt has been given up.

@@ -261,7 +261,7 @@ def test_an_answer_comes_within_the_deadline(impatient):
     answers = scene.ask("slow.example")
     scene.until(lambda: answers)
     assert kind(answers["slow.example"]) == "timeout"
-    assert 0.04 < time.monotonic() - began < 2
+    assert 0.04 < time.monotonic() - began < 8
     # Later the lookup ends after all, and its answer is of use.
     scene.names.release()
     scene.until(lambda: scene.upstream.cached("slow.example") == FOUND)
