@@ -17,7 +17,6 @@ from osmoda.sandbox.errors import LaunchError, SandboxError
 from osmoda.sandbox.notifications import Notifications
 from osmoda.sandbox.operations import isolation, networking
 from osmoda.sandbox.process import result_of
-from osmoda.sandbox.resident import RESIDENT
 from osmoda.sandbox.service_events import Ended, Event, Failed, MainEnded, Notified, Started
 
 if TYPE_CHECKING:
@@ -135,7 +134,7 @@ class Running:
             number = max(-code, 0)
             return MainEnded(128 + number if number else code, number) if self._holds else None
         if kind == "plan":
-            RESIDENT.forget_plan(self._plan_name)
+            self._service.launcher.forget_plan(self._plan_name)
             return self._last(Failed(LaunchError("the launcher has dropped this plan; start it again")))
         outcome = read_answer((kind, *values))
         if isinstance(outcome, SandboxError):
