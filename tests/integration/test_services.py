@@ -13,6 +13,7 @@ import pytest
 
 from osmoda.sandbox import CommandError, LaunchError
 from osmoda.sandbox.profile import Profile
+from osmoda.sandbox.resident import RESIDENT
 from osmoda.sandbox.running import Running
 from osmoda.sandbox.service import Service
 from osmoda.sandbox.service_events import Ended, Event, Failed, MainEnded, Notified, Started
@@ -463,3 +464,37 @@ def test_a_port_of_its_own_loopback(world: World, tier: int, pool: int) -> None:
     v4, v6 = world.call(reached, tier, pool)
     assert v4 == (b"hello", "127.0.0.1", True)
     assert v6 == (b"hello", "::1", True)
+
+
+# The launcher killed
+
+
+def launcher_killed(tier: int, pool: int) -> tuple[str, bool, int]:
+    def act(service: Service) -> tuple[str, bool, int]:
+        held = Held(service, "sh", "-c", "setsid sh -c 'echo child; exec sleep 1000' & exec sleep 1000", hold=True)
+        held.until(Started)
+        assert held.line() == "child"
+        process = RESIDENT._process
+        assert process is not None
+        process.kill()
+        text = str(held.until(Failed).error)
+        # The end of file comes when nobody who could write is left: neither the command nor its child.
+        ended = held.rest() == ""
+        held.close()
+        again = Held(service, "sh", "-c", "exit 4")
+        status = again.until(Ended).result.status
+        again.close()
+        return text, ended, status
+
+    answer: tuple[str, bool, int] = in_service(tier, pool, act)
+    return answer
+
+
+@pytest.mark.orphans
+@TIERS
+def test_a_launcher_that_is_killed_takes_all_along(world: World, tier: int, pool: int) -> None:
+    """In tier 0, too, where no pid namespace does it."""
+    text, ended, status = world.call(launcher_killed, tier, pool)
+    assert text == "the launcher was killed, or ran out of open files; this sandbox is gone"
+    assert ended
+    assert status == 4
