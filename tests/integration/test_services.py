@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from osmoda.sandbox import CommandError, LaunchError
+from osmoda.sandbox import CommandError, LaunchError, profile_file
 from osmoda.sandbox.profile import Profile
 from osmoda.sandbox.resident import RESIDENT
 from osmoda.sandbox.running import Running
@@ -498,3 +498,71 @@ def test_a_launcher_that_is_killed_takes_all_along(world: World, tier: int, pool
     assert text == "the launcher was killed, or ran out of open files; this sandbox is gone"
     assert ended
     assert status == 4
+
+
+# Networks, and paths that lead elsewhere
+
+NAMED = """
+import socket
+with socket.create_server(("127.0.0.1", 18080)) as server:
+    print("up", flush=True)
+    client, _ = server.accept()
+    client.close()
+try:
+    socket.create_connection(("not-listed.test", 80), 20)
+except OSError:
+    print("refused")
+"""
+
+
+def on_a_network(tier: int, pool: int) -> list[str]:
+    profile = profile_file.load_text(
+        f'schema = 1\ntier = {tier}\n[network]\nallow = ["listed.test:80"]\nserve = [18080]\n', "/p/agent.toml", "/p"
+    )
+    found = []
+    with Service(profile, pool=pool) as service:
+        for _ in range(2):
+            held = Held(service, PYTHON, "-c", NAMED)
+            held.until(Started)
+            assert held.line() == "up"
+            held.running.connect(18080, DEADLINE).close()
+            assert held.rest() == "refused"
+            result = held.until(Ended).result
+            found += [denial.object for denial in result.denials if denial.layer == "egress"]
+            held.close()
+    return found
+
+
+@pytest.mark.parametrize(("tier", "pool"), [(1, 1), (2, 0)])
+def test_a_network_of_names(world: World, tier: int, pool: int) -> None:
+    assert world.call(on_a_network, tier, pool) == ["not-listed.test"] * 2
+
+
+def switched(pool: int, folder: str) -> list[str]:
+    """What lies at a granted link, before and after that is switched."""
+    for version in ("one", "two"):
+        os.mkdir(f"{folder}/{version}")
+        with open(f"{folder}/{version}/text", "w") as stream:
+            stream.write(version)
+    os.symlink("one", f"{folder}/current")
+    profile = profile_file.load_text(
+        f'schema = 1\ntier = 1\n[filesystem]\nread = ["{folder}/current"]\nworkspace = "none"\n', "/p/agent.toml", "/p"
+    )
+    found = []
+    with Service(profile, pool=pool) as service:
+        for version in ("one", "one", "two"):
+            os.symlink(version, f"{folder}/next")
+            os.rename(f"{folder}/next", f"{folder}/current")
+            held = Held(service, "cat", f"{folder}/current/text")
+            found.append(held.rest())
+            held.until(Ended)
+            held.close()
+    return found
+
+
+@pytest.mark.parametrize("pool", [0, 1])
+def test_a_link_that_was_switched_is_followed(world: World, pool: int) -> None:
+    folder = world.tmp / "code"
+    folder.mkdir()
+    world.own(folder)
+    assert world.call(switched, pool, str(folder)) == ["one", "one", "two"]
