@@ -10,4 +10,5 @@ pytest_plugins = [
     "tests.internet",
     "tests.internet_servers",
     "tests.sandboxed",
+    "tests.running",
 ]
