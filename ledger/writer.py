@@ -72,7 +72,8 @@ class Writer:
 
     def _meet_head_file(self, live: sqlite3.Connection) -> None:
         """Where a head was signed for more than there is, or for something else, events are gone: write nothing."""
-        self._head_fd = os.open(f"{self.folder}/{folder.HEAD}", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        if self._head_fd < 0:
+            self._head_fd = os.open(f"{self.folder}/{folder.HEAD}", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         line = os.pread(self._head_fd, 4096, 0).decode("ascii", "replace")
         told = Head.read(line, f"{self.folder}/{folder.HEAD}")
         if told.ledger != self.ledger or told.seq > self.seq:

@@ -43,7 +43,7 @@ def _main(arguments: list[str]) -> int:
 
 def _directory(options: argparse.Namespace) -> str:
     if options.ledger is not None:
-        return os.path.abspath(options.ledger)
+        return os.path.abspath(str(options.ledger))
     if not paths.has_ledger():
         raise LedgerError("this user has no ledger; osmoda-ledger init makes one")
     return paths.own_directory("state", "ledger")
@@ -165,7 +165,9 @@ def _checkpoint(options: argparse.Namespace) -> int:
     head = Head.read(line, f"the head in {path}")
     if options.json:
         values = {"ledger": head.ledger.hex(), "seq": head.seq, "time": head.time, "digest": head.digest.hex()}
-        report.print_json(values | {"key": head.key.hex(), "signature": head.signature.hex(), "line": line.rstrip("\n")})
+        report.print_json(
+            values | {"key": head.key.hex(), "signature": head.signature.hex(), "line": line.rstrip("\n")}
+        )
     else:
         sys.stdout.write(line)
     return 0

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 PROGRAM = "osmoda-ledger"
 _DESCRIPTION = """\
-Shows and verifies the audit ledger: launches, denials, egress verdicts, edits, approvals, restarts and switches, in a chain
-that cannot be rewritten unseen."""
+Shows and verifies the audit ledger: launches, denials, egress verdicts, edits, approvals, restarts and switches, in
+a chain that cannot be rewritten unseen."""
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -66,9 +66,7 @@ def _add_init(verbs: Any) -> None:
     )
 
 
-def _filters(
-    verbs: Any, name: str, summary: str, description: str, examples: Sequence[str]
-) -> argparse.ArgumentParser:
+def _filters(verbs: Any, name: str, summary: str, description: str, examples: Sequence[str]) -> argparse.ArgumentParser:
     found = add_verb(verbs, name, summary, description, examples)
     found.add_argument("--kind", action="append", metavar="KIND", help="only of this kind, such as launch (repeatable)")
     found.add_argument("--agent", metavar="NAME", help="only of this agent")
@@ -83,6 +81,11 @@ def _place(found: argparse.ArgumentParser) -> None:
     )
 
 
+def _last(found: argparse.ArgumentParser, count: int) -> None:
+    words = f"the last N (default: {count}; 0: all)"
+    found.add_argument("-n", "--last", type=_count_or_all, default=count, metavar="N", help=words)
+
+
 def _add_reading(verbs: Any) -> None:
     show = _filters(
         verbs,
@@ -91,7 +94,9 @@ def _add_reading(verbs: Any) -> None:
         "Prints the last events, one line each: number, time, kind, and what happened. It does not verify.",
         ("show", "show -n 0 --kind launch --kind end --since 2h", "show --agent research --json"),
     )
-    show.add_argument("-n", "--last", type=_count_or_all, default=50, metavar="N", help="the last N (default: 50; 0: all)")
+    show.add_argument(
+        "-n", "--last", type=_count_or_all, default=50, metavar="N", help="the last N (default: 50; 0: all)"
+    )
     show.add_argument("--since", type=moment, metavar="TIME", help="not before: 10m, 2h, 3d (ago), or 2026-11-26T08:00")
     follow = _filters(
         verbs,
@@ -100,7 +105,7 @@ def _add_reading(verbs: Any) -> None:
         "Prints the last events and those to come, as they are written.",
         ("follow", "follow --kind denial --kind egress"),
     )
-    follow.add_argument("-n", "--last", type=_count_or_all, default=10, metavar="N", help="begin with the last N (default: 10)")
+    _last(follow, 10)
     export = _filters(
         verbs,
         "export",

@@ -82,5 +82,7 @@ def of_report(report: Report) -> Iterator[str]:
     if report.findings:
         yield f"{len(report.findings)} findings: this ledger is not as it was written"
     else:
-        segments = f" in {report.segments} sealed segments and {report.segments and 'one'} open" if report.segments else ""
+        segments = (
+            f" in {report.segments} sealed segments and {report.segments and 'one'} open" if report.segments else ""
+        )
         yield f"{report.events} events{segments} are as they were written; ledger {report.ledger[:16]}"
