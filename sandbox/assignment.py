@@ -73,7 +73,7 @@ class Terms:
 
 
 def shown(argv: tuple[str, ...]) -> tuple[tuple[str, ...], int, str]:
-    """What the ledger has of a command line: its words up to 16 KiB, how many there are, SHA-256 of all if it is cut."""
+    """What the ledger has of a command line: words of 16 KiB, how many there are, SHA-256 of all if that is not all."""
     size = 0
     for index, word in enumerate(argv):
         size += len(word) + 1

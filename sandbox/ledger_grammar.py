@@ -120,11 +120,10 @@ def _add_proofs(verbs: Any) -> None:
         verbs,
         "verify",
         "prove that nothing was changed",
-        "Looks at every event and every file. Exit code 0 when all is as it was written, 1 when something was\n"
-        "changed, with a line for each finding.\n"
-        "A checkpoint that was kept elsewhere also proves that the whole of it was not\n"
-        "replaced.",
-        ("verify", "verify --checkpoint /mnt/usb/ledger.head", "verify --ledger /backup/ledger --json"),
+        "Looks at every event and every file. Exit code 0 when all is as it was written, 1 with a line for each\n"
+        "finding when it is not. A checkpoint that was kept elsewhere also proves that it was not replaced as a whole."(
+            "verify", "verify --checkpoint /mnt/usb/ledger.head", "verify --ledger /backup/ledger --json"
+        ),
     )
     completes_files(
         verify.add_argument(
@@ -136,8 +135,8 @@ def _add_proofs(verbs: Any) -> None:
         verbs,
         "checkpoint",
         "print the signed head, to keep elsewhere",
-        "Prints one line: the ledger's id, how far it has come, and the key's signature. Whoever has it can prove with\n"
-        "`verify --checkpoint` that the ledger still holds what it held then.",
+        "Prints one line: the ledger's id, how far it has come, and the key's signature. Whoever has it can prove\n"
+        "with `verify --checkpoint` that the ledger still holds what it held then.",
         ("checkpoint >> /mnt/usb/ledger.head", "checkpoint --json"),
     )
     _place(checkpoint)
