@@ -121,9 +121,8 @@ def _add_proofs(verbs: Any) -> None:
         "verify",
         "prove that nothing was changed",
         "Looks at every event and every file. Exit code 0 when all is as it was written, 1 with a line for each\n"
-        "finding when it is not. A checkpoint that was kept elsewhere also proves that it was not replaced as a whole."(
-            "verify", "verify --checkpoint /mnt/usb/ledger.head", "verify --ledger /backup/ledger --json"
-        ),
+        "finding when it is not. A checkpoint that was kept elsewhere also proves that it was not replaced as a whole.",
+        ("verify", "verify --checkpoint /mnt/usb/ledger.head", "verify --ledger /backup/ledger --json"),
     )
     completes_files(
         verify.add_argument(

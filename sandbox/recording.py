@@ -9,7 +9,7 @@ from __future__ import annotations
 import posix
 import time
 
-from osmoda.ledger.client import PATIENCE, Ledger, ServiceGone
+from osmoda.ledger.client import PATIENCE, Ledger, ServiceGone, text
 from osmoda.ledger.errors import LedgerError
 from osmoda.sandbox.errors import LaunchError
 
@@ -61,6 +61,7 @@ class Recorder:
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
+        ledger.on_lost = self._gone
         self._monitor: Monitor | None = None
         self._watched = -1
         self._waiting: list[tuple[Ticket, float, Callable[[str], None]]] = []
@@ -155,12 +156,13 @@ class Recorder:
             self._monitor.register(fd, self._heard)
             self._watched = fd
 
-    def _heard(self) -> None:
-        monitor = self._monitor
-        assert monitor is not None
-        # Should the service have gone, this number is soon another's.
-        monitor.unregister(self._watched)
+    def _gone(self, fd: int) -> None:
+        """Its number is soon another's."""
+        if self._monitor is not None and fd == self._watched:
+            self._monitor.unregister(fd)
         self._watched = -1
+
+    def _heard(self) -> None:
         self._ledger.hear()
         if self._ledger.fileno() < 0 and self._ledger.pending:
             self._reconnect()
@@ -215,8 +217,3 @@ def _denial(identity: str, denial: RawDenial) -> dict[str, Any]:
         "first_ms": int(denial.time * 1000),
         "count": denial.count,
     }
-
-
-def text(value: str) -> str:
-    """As it can be written: bytes that are no UTF-8 (of names, arguments) in Python's escaped form."""
-    return value.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -200,6 +200,7 @@ def test_another_s_ledger_is_not_used(places, monkeypatch):
         open_ledger()
 
 
+@pytest.mark.orphans
 def test_a_ledger_that_cannot_be_written_says_why(places):
     folder.make()
     (places[0] / "head").unlink()
