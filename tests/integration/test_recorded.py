@@ -16,7 +16,6 @@ from osmoda.sandbox import LaunchError, Pool, Sandbox
 from tests.ledgers import directory_of, end_service, events_of, runtime_of, service_of
 from tests.worlds import World
 
-
 # A service that cannot use its ledger ends at once, and is init's to reap.
 pytestmark = pytest.mark.orphans
 
