@@ -25,6 +25,7 @@ from rich.console import Console
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parents[1]), str(HERE)]
 
+import ledger  # noqa: E402
 import network  # noqa: E402
 import peers  # noqa: E402
 from table import Row, table  # noqa: E402
@@ -160,6 +161,8 @@ def main() -> None:
         if os.getuid() == 0:
             found, everything[who]["network"] = network.bench(who, options.peers.resolve(), 3, 2.0)
             lines += found
+    found, everything["ledger"] = ledger.bench("root" if os.getuid() == 0 else "user")
+    lines += found
     Console(width=None if sys.stdout.isatty() else 160).print(table(lines))
     if options.json:
         answer = {"host": list(platform.uname()), "rows": [asdict(row) | {"met": row.met} for row in lines]}
