@@ -173,7 +173,7 @@ class Ledger:
             except LedgerError as error:
                 ticket.error = str(error)
                 return
-            if ticket.done:
+            if ticket.seq or ticket.error:
                 return  # the service that was connected to has said so
             with self._state:
                 self._send()

@@ -25,11 +25,11 @@ from rich.console import Console
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parents[1]), str(HERE)]
 
-import ledger  # noqa: E402
 import network  # noqa: E402
 import peers  # noqa: E402
 from table import Row, table  # noqa: E402
 
+import ledger  # noqa: E402
 from tests.worlds import World, make_world  # noqa: E402
 
 
