@@ -55,7 +55,10 @@ def open_ledger(*, start: bool = True) -> Ledger | None:
 
 def printable(value: str) -> str:
     """As it can be written: bytes that are no UTF-8 (of names, of arguments) in Python's escaped form."""
-    return value.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    try:
+        return value.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:
+        return value.encode("utf-8", "backslashreplace").decode()  # half a character that no bytes stand for
 
 
 class ServiceGone(LedgerError):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from osmoda.ledger import client, folder, reading, verification
+from osmoda.ledger import client, folder, reading, record, verification
 from osmoda.ledger.client import Ledger, open_ledger
 from osmoda.ledger.errors import LedgerError
 from tests.ledgers import end_service, service_of
@@ -206,6 +206,12 @@ def test_a_message_that_is_none_is_refused_and_others_are_served(places, ledger)
         assert b"refused" in connection.recv(4096)
         assert connection.recv(4096) == b""
     assert ledger.append("launch", BODY) == 2
+
+
+@pytest.mark.parametrize(("text", "written"), [("é", "é"), ("a\udcff", "a\\xff"), ("a\ud800b", "a\\ud800b"), ("", "")])
+def test_whatever_a_name_is_it_can_be_written(text, written):
+    assert client.printable(text) == written
+    record.canonical({"name": client.printable(text)})
 
 
 def test_the_events_are_json_lines(places, ledger):
