@@ -29,6 +29,7 @@ import network  # noqa: E402
 import peers  # noqa: E402
 from table import Row, table  # noqa: E402
 
+import ledger  # noqa: E402
 from tests.worlds import World, make_world  # noqa: E402
 
 
@@ -160,6 +161,8 @@ def main() -> None:
         if os.getuid() == 0:
             found, everything[who]["network"] = network.bench(who, options.peers.resolve(), 3, 2.0)
             lines += found
+    found, everything["ledger"] = ledger.bench("root" if os.getuid() == 0 else "user")
+    lines += found
     Console(width=None if sys.stdout.isatty() else 160).print(table(lines))
     if options.json:
         answer = {"host": list(platform.uname()), "rows": [asdict(row) | {"met": row.met} for row in lines]}
