@@ -1,7 +1,7 @@
 """Values of directives: booleans, times, sizes, signals, exit statuses, modes, paths, names.
 
-systemd.syntax(7), systemd.time(7), systemd.exec(5). Each function takes the text of a value and gives it typed, or raises ValueError with what is wrong with it and what is
-allowed, to be read behind the directive's name.
+systemd.syntax(7), systemd.time(7), systemd.exec(5). Each function takes the text of a value and gives it typed, or
+raises ValueError with what is wrong with it and what is allowed, to be read behind the directive's name.
 """
 
 from __future__ import annotations

@@ -13,11 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _WHITESPACE = b" \t\n\r"
-_SIMPLE = {
-    ord(letter): meaning
-    for letter, meaning in zip("abfnrtvs\\"'", b"
-	 \\"'", strict=True)
-}
+_SIMPLE = dict(zip(b"abfnrtvs\\\"'", b"\a\b\f\n\r\t\v \\\"'", strict=True))
 _NUMERIC = re.compile(rb"x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|([0-7]{3})")
 
 
