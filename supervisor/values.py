@@ -113,7 +113,8 @@ def size(text: str) -> int:
         raise ValueError('is no size such as "512M"')
     factor = _UNITS_OF_SIZE[match[3]]
     fraction = match[2] or ".0"
-    found = int(match[1]) * factor + int(fraction[1:]) * factor // 10 ** (len(fraction) - 1)
+    parts: int = 10 ** (len(fraction) - 1)
+    found = int(match[1]) * factor + int(fraction[1:]) * factor // parts
     if found >= 1 << 64:
         raise ValueError("is larger than can be")
     return found
