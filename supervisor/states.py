@@ -164,7 +164,9 @@ class Machine:
             self._start()
 
     def _stop_asked(self) -> None:
-        self._again = False
+        if self._again:
+            self._again = False
+            self._done("start", "it was stopped")
         if self.is_down:
             self._done("stop")
             return
@@ -287,7 +289,8 @@ class Machine:
             self._up_since = self._now
             self._done("start")
         else:
-            self._done("start")
+            if not self._told:
+                self._done("start")
             self._enter_stop()
 
     def _reloaded(self, problem: str) -> None:
