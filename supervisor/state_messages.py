@@ -52,6 +52,16 @@ class Started:
 
 
 @dataclass(frozen=True, slots=True)
+class MainEnded:
+    """The service's program has ended, and has left something behind in its sandbox; `Ended` comes later."""
+
+    code: int
+    signal: int = 0
+    which: Which = "main"
+    out_of_memory: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Ended:
     """It has ended, and so has everything that it started. `signal` is 0 where it exited with `code`."""
 
@@ -103,6 +113,7 @@ type Event = (
     | ReloadAsked
     | ResetAsked
     | Started
+    | MainEnded
     | Ended
     | NotStarted
     | Notified

@@ -6,7 +6,7 @@ import signal
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from osmoda.supervisor.state_messages import Ended
+    from osmoda.supervisor.state_messages import Ended, MainEnded
 
 
 def signal_name(number: int) -> str:
@@ -17,7 +17,7 @@ def signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-def how(event: Ended) -> str:
+def how(event: Ended | MainEnded) -> str:
     """How a program has ended."""
     if event.signal:
         return f"was ended by {signal_name(event.signal)}" + (", for want of memory" if event.out_of_memory else "")

@@ -18,6 +18,7 @@ from osmoda.supervisor.state_messages import (
     EndGroup,
     GaveUp,
     Kill,
+    MainEnded,
     Notified,
     NotStarted,
     ReloadAsked,
@@ -89,7 +90,8 @@ class Machine:
         self.exit_signal = 0
         self.watchdog = unit.watchdog
         self._control = False
-        self._main = False
+        self._main = False  # whether something is left in the program's sandbox
+        self._program = False  # and whether the program itself is
         self._queue: list[Exec] = []
         self._ignored = False  # whether the failure of the control command is
         self._main_ignored = False
@@ -131,6 +133,8 @@ class Machine:
                 self._reset()
             case Started():
                 self._started(event)
+            case MainEnded():
+                self._main_program_ended(event)
             case Ended():
                 self._ended(event)
             case NotStarted():
@@ -265,7 +269,8 @@ class Machine:
 
     def _run_main(self) -> None:
         command = self._queue.pop(0)
-        self._main, self._main_ignored = True, command.ignore_failure
+        self._main = self._program = True
+        self._main_ignored = command.ignore_failure
         self._out.append(Run("main", "start", command))
 
     def _enter_start_post(self) -> None:
@@ -275,7 +280,7 @@ class Machine:
         """Up; or, where the program has ended meanwhile, what follows from that."""
         if self.result != "success":
             self._enter_signal("stop-sigterm", self.result)
-        elif self._main:
+        elif self._program:
             if self.sub == "start-post":
                 self._up_since = self._now
                 self._time_out("runtime", self.unit.runtime_max)
@@ -295,7 +300,7 @@ class Machine:
 
     def _reloaded(self, problem: str) -> None:
         self._done("reload", problem)
-        if self.result != "success" or not self._main:
+        if self.result != "success" or not self._program:
             self._enter_running()
         else:
             self._timers.pop("state", None)
@@ -316,7 +321,7 @@ class Machine:
         aborting = sub == "stop-watchdog"
         self._time_out("state", self.unit.timeout_abort if aborting else self.unit.timeout_stop)
         for which in self._alive():
-            if sub == "stop-sigkill":
+            if sub == "stop-sigkill" or self._is_left_behind(which):
                 self._out.append(self._last_signal(which))
                 continue
             number = self.unit.restart_kill_signal if self._again else self.unit.kill_signal
@@ -325,6 +330,10 @@ class Machine:
             if self.unit.send_sighup and not aborting:
                 self._out.append(Signal(which, signal.SIGHUP, everyone))
         self._when_gone()
+
+    def _is_left_behind(self, which: Which) -> bool:
+        """Whether KillMode= has it that what is left there is killed (systemd.kill(5), "mixed")."""
+        return which == "main" and self._main and not self._program and self.unit.kill_mode == "mixed"
 
     def _alive(self) -> list[Which]:
         alive: list[tuple[Which, bool]] = [("main", self._main), ("control", self._control)]
@@ -393,20 +402,30 @@ class Machine:
         clean = self._is_clean(event)
         if event.which == "main":
             self._main = False
-            self.main_pid = 0
-            self.exit_code, self.exit_signal = (None, event.signal) if event.signal else (event.code, 0)
-            self._main_ended(self._result_of(event, clean=clean or self._main_ignored), event)
+            if self._program:
+                self._main_program_ended(event)
+                return
+            if event.out_of_memory and self.result == "signal":
+                self.result = "oom-kill"
+            if self.sub in _ENDING:
+                self._when_gone()
         elif self._control:
             self._control = False
             ignored, self._ignored = self._ignored, False
             self._control_ended(self._result_of(event, clean=clean or ignored), event)
+
+    def _main_program_ended(self, event: Ended | MainEnded) -> None:
+        self._program = False
+        self.main_pid = 0
+        self.exit_code, self.exit_signal = (None, event.signal) if event.signal else (event.code, 0)
+        self._main_ended(self._result_of(event, clean=self._is_clean(event) or self._main_ignored), event)
 
     def _not_started(self, event: NotStarted) -> None:
         missing = event.code in (126, 127)
         self._say(event.text, 3)
         result = "exit-code" if missing else "resources"
         if event.which == "main":
-            self._main = False
+            self._main = self._program = False
             self.exit_code = _EXIT_EXEC if missing else None
             if missing and self._main_ignored:
                 result = "success"
@@ -417,19 +436,19 @@ class Machine:
                 result = "success"
             self._control_ended(result, None)
 
-    def _is_clean(self, event: Ended) -> bool:
+    def _is_clean(self, event: Ended | MainEnded) -> bool:
         if event.signal:
             daemon = event.which == "main" and self.unit.type != "oneshot"
             return (daemon and event.signal in _CLEAN_SIGNALS) or event.signal in self.unit.success.signals
         return event.code == 0 or (event.which == "main" and event.code in self.unit.success.codes)
 
     @staticmethod
-    def _result_of(event: Ended, *, clean: bool) -> str:
+    def _result_of(event: Ended | MainEnded, *, clean: bool) -> str:
         if event.out_of_memory and not (clean and not event.signal):
             return "oom-kill"
         return "success" if clean else "signal" if event.signal else "exit-code"
 
-    def _main_ended(self, result: str, event: Ended | None) -> None:
+    def _main_ended(self, result: str, event: Ended | MainEnded | None) -> None:
         if event is not None:
             how = state_words.how(event)
             self._say(f"its program {how}", 6 if result == "success" else 4)
@@ -447,6 +466,8 @@ class Machine:
             self._enter_running()
         elif self.sub in _ENDING:
             self._blame(result)
+            if self._is_left_behind("main"):
+                self._out.append(self._last_signal("main"))
             self._when_gone()
         else:
             # A control command is running (start-post, reload, stop): what follows is decided when that has ended.
@@ -518,18 +539,18 @@ class Machine:
             self._time_out("state", self.unit.timeout_stop)
         if message.watchdog == "keep":
             self._feed_watchdog()
-        elif message.watchdog == "trigger" and self.sub in _UP and self._main:
+        elif message.watchdog == "trigger" and self.sub in _UP and self._program:
             self._say("it says itself that it hangs (WATCHDOG=trigger)", 4)
             self._enter_signal("stop-watchdog", "watchdog")
 
     def _is_ready(self) -> None:
-        if self.sub == "start" and self.unit.type == "notify" and self._main:
+        if self.sub == "start" and self.unit.type == "notify" and self._program:
             self._enter_start_post()
         elif self.sub == "reload-notify":
             self._reloaded("")
 
     def _feed_watchdog(self) -> None:
-        if self._up_since is not math.inf and self._main and self.sub in (*_UP, "start-post"):
+        if self._up_since is not math.inf and self._program and self.sub in (*_UP, "start-post"):
             self._time_out("watchdog", self.watchdog or math.inf)
 
     # --- what others say of it ---

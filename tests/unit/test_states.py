@@ -15,6 +15,7 @@ from osmoda.supervisor.state_messages import (
     EndGroup,
     GaveUp,
     Kill,
+    MainEnded,
     Notified,
     NotStarted,
     ReloadAsked,
@@ -270,6 +271,32 @@ def test_execstop_is_run_after_a_clean_end():
     play.up()
     assert play.hear(exited()) == [control("stop", "stop")]
     assert play.hear(exited(which="control")) == [Done("stop", True)]
+
+
+def test_what_the_program_leaves_behind_has_its_time_too():
+    play = Play(restart="always", restart_sec=0.0, timeout_stop=5.0)
+    play.up()
+    assert play.hear(MainEnded(1)) == [Signal("main", SIGTERM, everyone=True)]
+    assert (play.sub, play.machine.main_pid) == ("stop-sigterm", 0)
+    assert play.wait() == [Kill("main")]
+    assert play.hear(exited(1)) == [Done("stop", True), main(play.unit)]  # and never beside it
+
+
+def test_what_is_left_behind_is_killed_where_the_unit_says_so():
+    play = Play(kill_mode="mixed")
+    play.up()
+    assert play.hear(StopAsked()) == [Signal("main", SIGTERM, everyone=False)]
+    assert play.hear(MainEnded(143, SIGTERM)) == [Kill("main")]
+    assert play.hear(killed(SIGTERM)) == [Done("stop", True)]
+    assert play.sub == "dead"
+
+
+def test_want_of_memory_that_is_known_only_at_the_end():
+    play = Play()
+    play.up()
+    play.hear(MainEnded(137, SIGKILL))
+    play.hear(Ended("main", 137, SIGKILL, out_of_memory=True))
+    assert (play.sub, play.machine.result) == ("failed", "oom-kill")
 
 
 # Types
