@@ -56,7 +56,11 @@ class EnvironmentFile:
 
 @dataclass(frozen=True, slots=True)
 class Directive:
-    """A directive of systemd's own sandboxing or resource control, as it was written; `confinement` decides on it."""
+    """A directive of systemd's own sandboxing or resource control, or a condition, as it was written.
+
+    Its specifiers are resolved. They stand in the order of the files; an empty value takes back what earlier ones
+    said.
+    """
 
     name: str
     value: str
@@ -83,12 +87,14 @@ class Output:
 class HealthCheck:
     """A check of `[X-Osmoda]`: `kind` is "http", "tcp" or "command".
 
-    `target` is a URL whose host is the agent itself, a port, or a command line that runs under the agent's own plan.
+    `target` is a URL without a host (it is the agent itself: "http://:8080/health"), a port, or a command line as it
+    was written; that command, run under the agent's own plan, is `command`, None for the other kinds.
     """
 
     kind: Literal["http", "tcp", "command"]
     target: str
     origin: Origin
+    command: Exec | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,12 +124,13 @@ class Dependencies:
 
 @dataclass(frozen=True, slots=True)
 class Install:
-    """What `enable` does."""
+    """What `enable` does. `default_instance` is the instance that stands for a template."""
 
     wanted_by: tuple[str, ...]
     required_by: tuple[str, ...]
     also: tuple[str, ...]
     alias: tuple[str, ...]
+    default_instance: str = ""
 
 
 @dataclass(frozen=True, slots=True)
