@@ -14,7 +14,7 @@ import h11
 if TYPE_CHECKING:
     import socket
 
-    from osmoda.supervisor.unit import Health, HealthCheck
+    from osmoda.supervisor.unit import Exec, Health, HealthCheck
 
 type State = Literal["unchecked", "starting", "healthy", "unhealthy"]
 
@@ -28,7 +28,7 @@ class Agent(Protocol):
     async def connect(self, port: int) -> socket.socket:
         """A TCP connection to a port of its own loopback, not blocking. Raises OSError."""
 
-    async def run(self, command_line: str) -> int:
+    async def run(self, command: Exec) -> int:
         """Run a command in a sandbox of its plan; its exit code. A cancelled one is ended."""
 
 
@@ -103,7 +103,8 @@ async def check(one: HealthCheck, agent: Agent, timeout: float) -> str:
                 case "http":
                     problem = await _http(agent, one.target)
                 case "command":
-                    code = await agent.run(one.target)
+                    assert one.command is not None
+                    code = await agent.run(one.command)
                     problem = f"it exits with {code}" if code else ""
     except TimeoutError:
         problem = f"no answer within {timeout:g} s"
@@ -126,7 +127,7 @@ async def _tcp(agent: Agent, port: int) -> str:
 async def _http(agent: Agent, url: str) -> str:
     parts = urlsplit(url)
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    answer = HttpAnswer(parts.netloc, target)
+    answer = HttpAnswer(f"localhost:{parts.port or 80}", target)
     loop = asyncio.get_running_loop()
     with await agent.connect(parts.port or 80) as connection:
         await loop.sock_sendall(connection, answer.question)
