@@ -18,11 +18,12 @@ from osmoda.sandbox.errors import SandboxError
 from osmoda.sandbox.granted_paths import within
 from osmoda.sandbox.merge import Declaration
 from osmoda.sandbox.profile import Profile
-from osmoda.supervisor import directive_values, sandboxing_directives, standard_profile
-from osmoda.supervisor.narrowing import Narrowing
+from osmoda.supervisor import sandboxing_directives, standard_profile
 from osmoda.supervisor.errors import UnitError
+from osmoda.supervisor.narrowing import Narrowing
 from osmoda.supervisor.ownership import other_writer
 from osmoda.supervisor.standard_profile import position
+from osmoda.supervisor.values import boolean
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -135,7 +136,7 @@ def _refuse_identity(unit: Unit) -> None:
 
 def _is_on(text: str) -> bool:
     try:
-        return bool(text) and directive_values.boolean(text)
+        return bool(text) and boolean(text)
     except ValueError:
         return False  # its own rule says so
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from osmoda.supervisor import directive_values as values
+from osmoda.supervisor.values import boolean
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -30,7 +30,7 @@ def switch(
 
     def rule(narrowing: Narrowing, given: Sequence[Directive]) -> None:
         last = given[-1]
-        if not last.value or (last.value not in also and not values.boolean(last.value)):
+        if not last.value or (last.value not in also and not boolean(last.value)):
             return
         narrowing.sandboxed(last)
         if narrow is not None:
@@ -49,7 +49,7 @@ def word(meanings: dict[str, Sequence[Demand] | str]) -> Rule:
         if not last.value:
             return
         if last.value not in meanings:
-            raise ValueError(f"it is one of {', '.join(meanings)}")
+            raise ValueError(f"is none of {', '.join(meanings)}")
         meaning = meanings[last.value]
         if isinstance(meaning, str):
             narrowing.refuse(last, meaning)

@@ -1,27 +1,25 @@
 """The values of systemd's sandboxing and resource directives, read as systemd reads them (systemd.exec(5)).
 
-Text in, values out; what cannot be read raises ValueError with the reason. A list that is assigned an empty value
+Text in, values out; what cannot be read raises ValueError, to be read behind
+"Directive=value". A list that is assigned an empty value
 starts again: `items` gives what is left of all assignments.
 """
 
 from __future__ import annotations
 
 import ipaddress
-import os
 import re
-import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from osmoda.supervisor import values
+from osmoda.supervisor.draft import split
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from osmoda.supervisor.unit import Directive
 
-_TRUE = frozenset(("1", "yes", "y", "true", "t", "on"))
-_FALSE = frozenset(("0", "no", "n", "false", "f", "off"))
-_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([BKMGTPE]?)B?\Z")
-_UNITS = "BKMGTPE"
 _PERCENT = re.compile(r"([0-9]+(?:\.[0-9]{1,2})?)%\Z")
 _LOCALHOST = ("127.0.0.0/8", "::1/128")
 _LINK_LOCAL = ("169.254.0.0/16", "fe80::/64")
@@ -46,22 +44,13 @@ class HostPath:
     directive: Directive
 
 
-def boolean(text: str) -> bool:
-    """parse_boolean() of systemd."""
-    if text.lower() in _TRUE:
-        return True
-    if text.lower() in _FALSE:
-        return False
-    raise ValueError("it is yes or no")
-
-
 def items(given: Sequence[Directive]) -> tuple[Item, ...]:
     """The words of a list."""
     found: list[Item] = []
     for directive in given:
         if not directive.value:
             found.clear()
-        found.extend(Item(word, directive) for word in shlex.split(directive.value))
+        found.extend(Item(word, directive) for word in split(directive.value, unescape=True))
     return tuple(found)
 
 
@@ -70,16 +59,7 @@ def paths(given: Sequence[Directive]) -> Iterator[HostPath]:
     for item in items(given):
         text = item.text.lstrip("-+")
         signs = item.text[: len(item.text) - len(text)]
-        yield HostPath(absolute(text), "-" in signs, item.directive)
-
-
-def absolute(text: str) -> str:
-    """A normalised absolute path."""
-    if not text.startswith("/"):
-        raise ValueError(f"{text or 'an empty path'} is not absolute")
-    if ".." in text.split("/"):
-        raise ValueError(f'{text} holds ".."')
-    return "/" + os.path.normpath(text).lstrip("/")
+        yield HostPath(values.absolute_path(text), "-" in signs, item.directive)
 
 
 def size(text: str, whole: int) -> int | None:
@@ -89,10 +69,7 @@ def size(text: str, whole: int) -> int | None:
     percent = _PERCENT.match(text)
     if percent:
         return int(whole * float(percent[1]) / 100)
-    found = _SIZE.match(text)
-    if found is None:
-        raise ValueError('it is a size such as "512M", a percentage, or infinity')
-    return int(float(found[1]) * 1024 ** _UNITS.index(found[2] or "B"))
+    return values.size(text)
 
 
 def count(text: str, whole: int) -> int | None:
@@ -102,24 +79,22 @@ def count(text: str, whole: int) -> int | None:
     percent = _PERCENT.match(text)
     if percent:
         return int(whole * float(percent[1]) / 100)
-    if not text.isdecimal():
-        raise ValueError("it is a number, a percentage, or infinity")
-    return int(text)
+    return values.unsigned(text)
 
 
 def cores(text: str) -> float:
     """CPUQuota=: 100% is one core."""
     found = _PERCENT.match(text)
     if found is None or float(found[1]) == 0:
-        raise ValueError('it is a percentage above 0, such as "150%"')
+        raise ValueError('is no percentage above 0, such as "150%"')
     return float(found[1]) / 100
 
 
 def limit(text: str, *, in_bytes: bool) -> int | None:
     """The softer of the two numbers of a resource limit, None for "infinity" (setrlimit(2))."""
     soft, colon, hard = text.partition(":")
-    values = [size(part, 0) if in_bytes else count(part, 0) for part in ((soft, hard) if colon else (soft,))]
-    bounds = [value for value in values if value is not None]
+    both = [size(part, 0) if in_bytes else count(part, 0) for part in ((soft, hard) if colon else (soft,))]
+    bounds = [value for value in both if value is not None]
     return min(bounds) if bounds else None
 
 

@@ -11,6 +11,7 @@ from osmoda.host import paths
 from osmoda.supervisor import directive_values as values
 from osmoda.supervisor import plan_demands as demands
 from osmoda.supervisor.directive_rules import Rule, refused, switch, word
+from osmoda.supervisor.values import absolute_path, boolean
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -36,7 +37,7 @@ def _protect_system(narrowing: Narrowing, given: Sequence[Directive]) -> None:
     last = given[-1]
     trees = {"full": (*_SYSTEM, "/etc"), "strict": ("/",)}.get(last.value)
     if trees is None:
-        trees = _SYSTEM if last.value and values.boolean(last.value) else ()
+        trees = _SYSTEM if last.value and boolean(last.value) else ()
     if not trees:
         return
     narrowing.sandboxed(last)
@@ -48,7 +49,7 @@ def _protect_system(narrowing: Narrowing, given: Sequence[Directive]) -> None:
 
 def _protect_home(narrowing: Narrowing, given: Sequence[Directive]) -> None:
     last = given[-1]
-    if not last.value or (last.value not in ("read-only", "tmpfs") and not values.boolean(last.value)):
+    if not last.value or (last.value not in ("read-only", "tmpfs") and not boolean(last.value)):
         return
     narrowing.sandboxed(last)
     for home in _HOMES:
@@ -116,9 +117,9 @@ def _binds(given: Sequence[Directive]) -> list[tuple[values.Item, str]]:
     for item in values.items(given):
         source, _, rest = item.text.lstrip("-").partition(":")
         target = rest.partition(":")[0]
-        if target and values.absolute(target) != values.absolute(source):
-            raise ValueError(f"a sandbox shows {source} under its own name, and not as {target}")
-        found.append((item, values.absolute(source)))
+        if target and absolute_path(target) != absolute_path(source):
+            raise ValueError(f"shows {source} as {target}, and a sandbox shows a path under its own name only")
+        found.append((item, absolute_path(source)))
     return found
 
 
@@ -136,7 +137,7 @@ def _temporary(narrowing: Narrowing, given: Sequence[Directive]) -> None:
     for item in values.items(given):
         narrowing.sandboxed(item.directive)
         text, _, options = item.text.partition(":")
-        tree = values.absolute(text)
+        tree = absolute_path(text)
         if tree == "/tmp" and options in ("", "rw"):
             narrowing.deny(tree, item.directive.origin)
             narrowing.demand(item.directive, demands.private_tmp)
@@ -211,6 +212,7 @@ RULES: dict[str, Rule] = {
     "ProtectSystem": _protect_system,
     "ProtectHome": _protect_home,
     "PrivateTmp": switch(demands.private_tmp, also=("disconnected",), narrow=_private_tmp),
+    "BindLogSockets": refused("no socket of the host is shown; output goes to the log by itself", "no", "false"),
     "PrivateMounts": switch(demands.namespace("mount")),
     "MountAPIVFS": switch(demands.sealed_proc, demands.own_devices),
     "MountFlags": word(
@@ -233,13 +235,11 @@ RULES: dict[str, Rule] = {
     "RuntimeDirectory": refused(_NO_RUN),
     "RuntimeDirectoryMode": refused(_NO_RUN, "0755", "755"),
     "RuntimeDirectoryPreserve": refused(_NO_RUN, "no"),
-    "TimeoutCleanSec": refused("no directory is cleaned", "infinity"),
     "RootDirectory": refused(_IMAGES, "/"),
-    "RootDirectoryStartOnly": refused(_IMAGES, "no"),
     **dict.fromkeys(
         (
             "RootImage", "RootImageOptions", "RootImagePolicy", "RootHash", "RootHashSignature", "RootVerity",
-            "RootEphemeral", "RootMStack", "ExtensionDirectories", "ExtensionImages", "ExtensionImagePolicy",
+            "RootEphemeral", "ExtensionDirectories", "ExtensionImages", "ExtensionImagePolicy",
             "MountImages", "MountImagePolicy", "RestrictFileSystems",
         ),
         refused(_IMAGES),

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from osmoda.sandbox import seccomp
 from osmoda.sandbox.grants import few
 from osmoda.sandbox.syscall_groups import GROUPS, calls
-from osmoda.supervisor import directive_values as values
 from osmoda.supervisor import plan_demands as demands
 from osmoda.supervisor.directive_rules import Rule, bound, refused, switch, word
+from osmoda.supervisor.values import boolean
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -72,7 +72,7 @@ def _namespaces(narrowing: Narrowing, given: Sequence[Directive]) -> None:
     """`no`, or which kinds may be made: a sandbox lets none be made, whatever the list."""
     last = given[-1]
     try:
-        asked = values.boolean(last.value)
+        asked = boolean(last.value)
     except ValueError:
         asked = bool(last.value)
     if asked:
@@ -166,7 +166,6 @@ RULES: dict[str, Rule] = {
             "shared": "no sandbox reaches a key ring, which no namespace separates",
         }
     ),
-    "DelegateNamespaces": refused("nothing in a sandbox makes namespaces", "no"),
     "DynamicUser": switch(demands.own_host_uid, demands.no_capabilities, demands.namespace("ipc")),
     "SupplementaryGroups": refused("a sandbox belongs to no group of the host"),
     "PAMName": refused("a sandbox has no session of PAM"),

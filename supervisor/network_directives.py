@@ -100,7 +100,7 @@ def _families(narrowing: Narrowing, given: Sequence[Directive]) -> None:
         allows = not inverted if allows is None else allows
         for name in directive.value.removeprefix("~").split():
             if not name.startswith("AF_"):
-                raise ValueError(f"{name} is not a family such as AF_UNIX")
+                raise ValueError(f"holds {name}, which is no family such as AF_UNIX")
             family = _ADDRESS_FAMILIES.get(name, name)
             (listed.add if inverted != allows else listed.discard)(family)
     if allows is None:

@@ -126,7 +126,6 @@ RULES: dict[str, Rule] = {
     "DefaultMemoryLow": refused("no memory is kept for a sandbox", "0"),
     "DefaultStartupMemoryLow": refused("no memory is kept for a sandbox", "0"),
     "MemoryKSM": refused("no memory is merged", "no", "false"),
-    "MemoryTHP": refused("the host's own setting holds"),
     "MemoryPressureWatch": refused("nothing watches the pressure of memory", "no", "off", "auto", "skip"),
     "MemoryPressureThresholdSec": refused("nothing watches the pressure of memory"),
     "CPUQuota": _cpu,

@@ -20,26 +20,15 @@ if TYPE_CHECKING:
     from osmoda.supervisor.unit import Directive
 
 _CREDENTIALS = 'secrets reach an agent through EnvironmentFile=, or stay outside: secret = "NAME" in [network] allow'
-_TERMINALS = "an agent has no terminal of the host"
-_LOGS = "the log of osmoda-watch has no such thing"
 
 _ELSEWHERE: dict[str, Rule] = {
     **dict.fromkeys(
         ("SetCredential", "SetCredentialEncrypted", "LoadCredential", "LoadCredentialEncrypted", "ImportCredential"),
         refused(_CREDENTIALS),
     ),
-    **dict.fromkeys(("TTYPath", "TTYRows", "TTYColumns"), refused(_TERMINALS)),
-    **dict.fromkeys(("TTYReset", "TTYVHangup", "TTYVTDisallocate"), refused(_TERMINALS, "no", "false")),
-    "UtmpIdentifier": refused(_TERMINALS),
-    "UtmpMode": refused(_TERMINALS),
-    **dict.fromkeys(("StandardInputText", "StandardInputData"), refused("an agent's input comes from nowhere")),
-    "SyslogFacility": refused(_LOGS, "daemon"),
-    "SyslogLevel": refused(_LOGS, "info"),
-    "SyslogLevelPrefix": refused(_LOGS, "yes", "true"),
-    "LogLevelMax": refused(_LOGS, "debug"),
-    **dict.fromkeys(
-        ("LogRateLimitIntervalSec", "LogRateLimitBurst", "LogExtraFields", "LogNamespace", "LogFilterPatterns"),
-        refused(_LOGS),
+    "OpenFile": refused("no descriptor of the host's is handed into a sandbox; read in [filesystem] grants the file"),
+    "SetLoginEnvironment": refused(
+        "a sandbox has variables of its own, among them HOME, USER and SHELL", "no", "false"
     ),
 }
 
@@ -68,4 +57,4 @@ def apply(narrowing: Narrowing) -> None:
         try:
             rule(narrowing, directives)
         except ValueError as error:
-            raise UnitError(f"{name}={last.value} cannot be read: {error}", last.origin) from None
+            raise UnitError(f"{name}={last.value} {error}", last.origin) from None
