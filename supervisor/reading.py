@@ -1,4 +1,4 @@
-"""The texts of a unit's files to the unit: every directive through the table, defaults filled in, contradictions refused.
+"""The texts of a unit's files to the unit: each directive through the table, defaults, contradictions refused.
 
 Sans-I/O: `loading` finds the files.
 """
@@ -49,6 +49,9 @@ def service(name: Name, texts: Sequence[Text], host: Host) -> Unit:
 def socket(name: Name, texts: Sequence[Text], host: Host) -> SocketUnit:
     """A socket unit by its files' texts. Raises UnitError."""
     draft = _draft(name, texts, host, directives.SOCKET)
+    for directive in ("StartLimitIntervalSec", "StartLimitInterval", "StartLimitBurst"):
+        if origin := draft.origins.get(f"Unit.{directive}"):
+            raise UnitError(f"{directive}= is not supported: the service has its own start limit", origin)
     common = _common(draft, texts)
     for key in ("documentation", "default_dependencies", "start_limit_interval", "start_limit_burst"):
         del common[key]
@@ -119,8 +122,11 @@ def _common(draft: Draft, texts: Sequence[Text]) -> dict[str, Any]:
         "start_limit_interval": values.get("start_limit_interval", 10.0),
         "start_limit_burst": values.get("start_limit_burst", 5),
         "install": Install(
-            *(_names(values, key) for key in ("wanted_by", "required_by", "also", "alias")),
-            values.get("default_instance", ""),
+            wanted_by=_names(values, "wanted_by"),
+            required_by=_names(values, "required_by"),
+            also=_names(values, "also"),
+            alias=_names(values, "alias"),
+            default_instance=values.get("default_instance", ""),
         ),
         "origins": draft.origins,
     }
@@ -150,7 +156,10 @@ def _service(draft: Draft) -> dict[str, Any]:
         "restart_sec": values.get("restart_sec", 0.1),
         "restart_steps": values.get("restart_steps", 0),
         "restart_max_delay": values.get("restart_max_delay", math.inf),
-        **{key: ExitStatuses(*values.get(key, ((), ()))) for key in ("success", "restart_prevent", "restart_force")},
+        **{
+            key: ExitStatuses(*values.get(key, (frozenset(), frozenset())))
+            for key in ("success", "restart_prevent", "restart_force")
+        },
         "timeout_start": values.get("timeout_start", math.inf if kind == "oneshot" else 90.0),
         "timeout_stop": timeout_stop,
         "timeout_abort": values.get("timeout_abort", timeout_stop),

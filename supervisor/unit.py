@@ -159,6 +159,7 @@ class Unit:
     """A service as its files describe it. `name` has its suffix; `files` are the unit's file and its drop-ins in order.
 
     `origins` maps "Section.Directive" to the line that decided it last; a dependency also as "Unit.After=name".
+    `working_directory` is "~" for the home of `user`, and empty where no line says it (systemd: "/", or a user's home).
     `conditions` are those that start makes: Condition… (false: the unit is skipped) and Assert… (false: it fails).
     `sockets` names the units that hand over listening sockets.
     """
