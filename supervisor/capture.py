@@ -16,6 +16,7 @@ INTERVAL, BURST = 30.0, 10_000
 """The limit of lines of one unit, which is journald's own default."""
 
 _CHUNK = 1 << 16
+_MOST_CHUNKS = 16  # a pipe's worth
 _WARNING = 4
 
 
@@ -28,6 +29,8 @@ class Outlet:
         self._unit = unit
         self._limit = RateLimit(INTERVAL, BURST)
         self._timer: asyncio.TimerHandle | None = None
+        self.pipes: set[Pipe] = set()
+        """Those whose other end may still be open."""
 
     def say(self, text: str, level: int = 6) -> None:
         """A line of the daemon's own."""
@@ -63,6 +66,8 @@ class Outlet:
             self._timer.cancel()
             self._timer = None
         self._confess()
+        for pipe in tuple(self.pipes):
+            pipe.close()
 
 
 class Pipe:
@@ -77,6 +82,7 @@ class Pipe:
         self._read, self.write_end = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(self._read, False)
         loop.add_reader(self._read, self._readable)
+        outlet.pipes.add(self)
 
     def _readable(self) -> None:
         try:
@@ -89,14 +95,15 @@ class Pipe:
 
     def drain(self) -> None:
         """Take what is there, for the program has ended; what else holds the other end may still print."""
-        while self._read >= 0:
-            before = self._read
+        for _ in range(_MOST_CHUNKS):
+            if self._read < 0:
+                return
             try:
                 data = os.read(self._read, _CHUNK)
             except BlockingIOError:
                 return
             self._outlet.take(self._stream, self.pid, self._lines, data)
-            if not data and before == self._read:
+            if not data:
                 self._shut()
 
     def given(self) -> None:
@@ -109,6 +116,7 @@ class Pipe:
         self._loop.remove_reader(self._read)
         os.close(self._read)
         self._read = -1
+        self._outlet.pipes.discard(self)
 
     def close(self) -> None:
         """Let go of both ends."""

@@ -56,7 +56,9 @@ def prepare(unit: Unit) -> Prepared:
             raise UnitError(text, unmet.origin)
     for command in (*unit.exec_condition, *unit.exec_start_pre, *unit.exec_start, *unit.exec_start_post):
         if command.program != command.words[0]:
-            raise UnitError('the prefix "@" is not possible here: a sandbox executes what its first word names', command.origin)
+            raise UnitError(
+                'the prefix "@" is not possible here: a sandbox executes what its first word names', command.origin
+            )
     if unit.osmoda.pool > MOST_WAITING:
         raise UnitError(f"at most {MOST_WAITING} sandboxes wait for a unit", unit.origins.get("X-Osmoda.Pool"))
     confined = confine(unit)
