@@ -42,7 +42,7 @@ class Prepared:
     @property
     def plan(self) -> str:
         """The digest of its plan."""
-        return self.service.plan.fingerprint()
+        return self.service.plan.fingerprint().hex()
 
 
 def prepare(unit: Unit) -> Prepared:

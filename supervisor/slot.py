@@ -54,6 +54,7 @@ class Slot:
             stdout = self._output(unit.standard_output, "stdout", opened)
             inherits = unit.standard_error.kind == "inherit" and unit.standard_output.kind not in ("journal", "inherit")
             stderr = stdout if inherits else self._output(unit.standard_error, "stderr", opened)
+            more = {"listeners": listeners, "notify": notify} if listeners or notify else {}
             self.running = prepared.service.start(
                 argv,
                 env=env,
@@ -61,9 +62,8 @@ class Slot:
                 stdin=stdin,
                 stdout=stdout,
                 stderr=stderr,
-                listeners=listeners,
-                notify=notify,
                 hold=hold,
+                **more,
             )
         except BaseException:
             for pipe in self._pipes:

@@ -15,6 +15,7 @@ from osmoda.sandbox import service as sandboxes
 from osmoda.sandbox.errors import SandboxError
 from osmoda.supervisor import health, notifications, preparation, state_messages
 from osmoda.supervisor.capture import Outlet
+from osmoda.supervisor.environment import expand
 from osmoda.supervisor.errors import SupervisorError
 from osmoda.supervisor.restarts import Restarts
 from osmoda.supervisor.slot import Slot
@@ -211,7 +212,7 @@ class Supervised:
                 env = preparation.variables(prepared.unit, self._told(prepared.unit, command))
             slot.start(
                 prepared,
-                preparation.environment.expand(command.command, env),
+                expand(command.command, env),
                 env,
                 listeners=self._around.listeners(prepared.unit) if is_main else (),
                 notify=prepared.unit.notify_access != "none",
@@ -357,7 +358,7 @@ class Supervised:
         slot = Slot("control", self.outlet, heard)
         try:
             env = await asyncio.to_thread(preparation.variables, self.prepared.unit, {})
-            slot.start(self.prepared, preparation.environment.expand(command, env), env)
+            slot.start(self.prepared, expand(command, env), env)
             return await ended
         except (SandboxError, SupervisorError) as error:
             raise OSError(0, str(error)) from None
