@@ -112,7 +112,7 @@ def _order(control: _socket.socket, flags: int = 0) -> bytes:
 
 def _orders(control: _socket.socket) -> list[bytes]:
     """What has come since the last look."""
-    found = []
+    found: list[bytes] = []
     try:
         while not found or found[-1]:
             found.append(_order(control, _socket.MSG_DONTWAIT))

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import marshal
 import os
 import select
 import socket
+import struct
 from typing import TYPE_CHECKING, Self
 
 from osmoda.host import messages
-from osmoda.sandbox import assignment
+from osmoda.sandbox import assignment, notifications
 from osmoda.sandbox.answer import read_answer
 from osmoda.sandbox.errors import LaunchError, SandboxError
+from osmoda.sandbox.notifications import Notifications
+from osmoda.sandbox.operations import isolation, networking
 from osmoda.sandbox.process import result_of
 from osmoda.sandbox.resident import RESIDENT
 from osmoda.sandbox.service_events import Ended, Event, Failed, MainEnded, Started
@@ -45,12 +50,15 @@ class Running:
     ) -> None:
         self.identity = identity
         self.plan = plan
+        self.variables: tuple[tuple[str, str], ...] = ()
+        """What the command is to find in its environment besides what it is given."""
         self._service = service
         self._plan_name = plan_name
         self._assignments = assignments
         self._answer = answer
         self._poll = select.epoll()
         self._poll.register(answer, select.EPOLLIN)
+        self._notifications: Notifications | None = None
         self._holds = False
         self._over = False
 
@@ -66,6 +74,16 @@ class Running:
         finally:
             self._assignments.close()
         return True
+
+    def listen(self, path: str) -> None:
+        """Have a NOTIFY_SOCKET: inside it is made at `path`, in tier 0 it is made here. Raises LaunchError."""
+        if self.plan.tier == 0:
+            channel, path = notifications.own_socket(self.identity)
+            self._listen_on(channel, path)
+        self.variables = (("NOTIFY_SOCKET", path),)
+
+    def _listen_on(self, channel: socket.socket, path: str = "") -> None:
+        self._notifications = Notifications(channel, self._poll, self.plan.tier, path)
 
     def fileno(self) -> int:
         """Readable when there are events, for a loop of the caller's own."""
@@ -83,7 +101,12 @@ class Running:
                 data, descriptors = b"", []
             event = self._event(data, descriptors)
             if event is not None:
+                if self._notifications is not None and not isinstance(event, Started):
+                    # Said before it.
+                    found += self._notifications.read()
                 found.append(event)
+        if self._notifications is not None and not self._over:
+            found += self._notifications.read()
         return found
 
     def _event(self, data: bytes, descriptors: list[int]) -> Event | None:
@@ -91,8 +114,12 @@ class Running:
             return self._last(Failed(LaunchError(_GONE)))
         kind, *values = marshal.loads(data)
         if kind == "ready":
+            if descriptors:
+                self._listen_on(socket.socket(fileno=descriptors[0]))
             return None
         if kind == "started":
+            if self._notifications is not None:
+                self._notifications.listen(values[0])
             self._service.refill()
             return Started(*values)
         if kind == "main":
@@ -125,6 +152,50 @@ class Running:
         """End all that is inside, at once."""
         self._say(b"K")
 
+    def connect(self, port: int, timeout: float = 5.0) -> socket.socket:
+        """A TCP connection to `port` of the sandbox's own 127.0.0.1 or ::1 (in tier 0 the host's), blocking.
+
+        It takes some milliseconds, `timeout` seconds at most, and may be called from another thread. Raises LaunchError
+        where the plan has no loopback interface that leads there and where the command does not run, OSError as
+        connect(2) does.
+        """
+        if self.plan.tier == 0:
+            return socket.create_connection(("localhost", port), timeout)
+        _refuse_unreachable(self.plan, port)
+        made = self._inner_socket(timeout)
+        # Blocking, with a limit: a refusal leaves the socket as it was, to try the other address with (socket(7)).
+        made.setblocking(True)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(timeout), int(timeout % 1 * 1e6)))
+        places = ("::ffff:127.0.0.1", "::1") if made.family == socket.AF_INET6 else ("127.0.0.1",)
+        for last, place in enumerate(places, 1 - len(places)):
+            try:
+                made.connect((place, port))
+            except OSError as error:
+                if last == 0 or not isinstance(error, ConnectionRefusedError):
+                    made.close()
+                    if error.errno == errno.EINPROGRESS:
+                        raise TimeoutError(errno.ETIMEDOUT, f"port {port} has not answered") from None
+                    raise
+            else:
+                break
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, bytes(16))
+        return made
+
+    def _inner_socket(self, timeout: float) -> socket.socket:
+        mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        descriptors: list[int] = []
+        with mine:
+            mine.settimeout(timeout)
+            with theirs:
+                if not self._over:
+                    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                        messages.send(self._answer, b"C", (theirs.fileno(),))
+            with contextlib.suppress(ConnectionResetError):
+                descriptors = messages.receive(mine)[1]
+        if not descriptors:
+            raise LaunchError("nothing can be reached in the sandbox: its command does not run")
+        return socket.socket(fileno=descriptors[0])
+
     def _say(self, message: bytes) -> None:
         if not self._over:
             try:
@@ -137,6 +208,8 @@ class Running:
         self._over = True
         self._assignments.close()
         self._answer.close()
+        if self._notifications is not None:
+            self._notifications.close()
         self._poll.close()
 
     def __enter__(self) -> Self:
@@ -146,3 +219,22 @@ class Running:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _refuse_unreachable(plan: Plan, port: int) -> None:
+    """Raises LaunchError where no connection to the sandbox's own `port` can be."""
+    for operation in plan.operations:
+        if isinstance(operation, isolation.Loopback) and not operation.up:
+            raise LaunchError(
+                f"port {port} cannot be reached: {plan.name} has network.loopback = false, so nothing listens there "
+                f"({operation.origin})"
+            )
+        if not isinstance(operation, networking.NamesOnly):
+            continue
+        if port in operation.localhost:
+            raise LaunchError(f"port {port} of its localhost leads to another agent (network.connect of {plan.name})")
+        if not operation.loopback and port not in operation.serve:
+            raise LaunchError(
+                f"port {port} cannot be reached: {plan.name} has neither network.loopback = true nor {port} in "
+                "network.serve"
+            )

@@ -20,7 +20,7 @@ import time
 
 from osmoda.host import messages, syscalls
 from osmoda.host.frozen import frozen
-from osmoda.sandbox import launch, launcher, opening
+from osmoda.sandbox import inside, launch, launcher, opening
 from osmoda.sandbox.answer import outcome_message, refusal_message
 from osmoda.sandbox.assignment import Terms
 from osmoda.sandbox.attended import Life
@@ -180,8 +180,24 @@ class Task:
             self._terms = Terms(*marshal.loads(data[1:]))
             if self._ready:
                 self._lead_out(self._terms)
+        elif kind == b"C" and descriptors:
+            self._make_socket(descriptors[0])
         for fd in descriptors:
             posix.close(fd)
+
+    def _make_socket(self, reply: int) -> None:
+        made: list[int] = []
+        if self._watched.command >= 0 and self.plan.tier:
+            made = inside.sockets(((self._watched.command, syscalls.CLONE_NEWUSER | syscalls.CLONE_NEWNET),), 1)
+        channel = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, posix.dup(reply))
+        try:
+            messages.send(channel, b"C", tuple(made))
+        except OSError:
+            return  # nobody waits any more
+        finally:
+            channel.close()
+            for fd in made:
+                posix.close(fd)
 
     def _kill(self) -> None:
         self._watched.send_signal(_SIGKILL)

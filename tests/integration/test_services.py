@@ -24,11 +24,12 @@ DEADLINE = 30.0
 class Held:
     """A command, what it wrote, and every event so far. In the process that the world has made for it."""
 
-    def __init__(self, service: Service, *argv: str, hold: bool = False) -> None:
+    def __init__(self, service: Service, *argv: str, **more: Any) -> None:
         null = os.open(os.devnull, os.O_RDWR)
         self._reading, writing = os.pipe()
-        streams = {"stdin": null, "stdout": writing, "stderr": writing}
-        self.running: Running = service.start(argv, env=PATH, cwd="/", hold=hold, **streams)
+        self.running: Running = service.start(
+            argv, env=PATH, cwd="/", stdin=null, stdout=writing, stderr=writing, **more
+        )
         os.close(null)
         os.close(writing)
         self.events: list[Event] = []
