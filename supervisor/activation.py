@@ -66,10 +66,10 @@ class Sockets:
             await self._ensure(loader, name)
             self._stop_waiting(self._open[name])
 
-    def of(self, service: Unit) -> list[tuple[str, socket.socket]]:
+    def of(self, service: Unit) -> list[tuple[str, int]]:
         """The sockets that `service` is given, with their names."""
         return [
-            (one.unit.descriptor_name, each)
+            (one.unit.descriptor_name, each.fileno())
             for one in self._of(service.name, service.sockets)
             for each in one.sockets
         ]

@@ -13,6 +13,7 @@ import os
 import resource
 import signal
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 _LOCK = "daemon.lock"
 _STANDARD_ERROR = 2
+_THREADS = 64  # that wait for disks, and for agents that a check connects to
 
 
 def run(search: Sequence[str], ready: Callable[[], None]) -> None:
@@ -91,6 +93,7 @@ class Daemon:
         self._acts.open()
         self.engine = Engine(self._search, self._logs, self._acts)
         loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(_THREADS, thread_name_prefix="waits"))
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._ended.set)
         loop.add_signal_handler(signal.SIGHUP, lambda: self.engine.soon(self._read_again()))

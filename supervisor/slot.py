@@ -12,8 +12,6 @@ from osmoda.supervisor.preparation import open_output
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from socket import socket
-
     from osmoda.sandbox.service import Event, Running
     from osmoda.supervisor.capture import Outlet
     from osmoda.supervisor.preparation import Prepared
@@ -41,7 +39,7 @@ class Slot:
         argv: Sequence[str],
         env: Mapping[str, str],
         *,
-        listeners: Sequence[tuple[str, socket]] = (),
+        listeners: Sequence[tuple[str, int]] = (),
         notify: bool = False,
         hold: bool = False,
     ) -> None:
@@ -54,7 +52,6 @@ class Slot:
             stdout = self._output(unit.standard_output, "stdout", opened)
             inherits = unit.standard_error.kind == "inherit" and unit.standard_output.kind not in ("journal", "inherit")
             stderr = stdout if inherits else self._output(unit.standard_error, "stderr", opened)
-            more = {"listeners": listeners, "notify": notify} if listeners or notify else {}
             self.running = prepared.service.start(
                 argv,
                 env=env,
@@ -62,8 +59,9 @@ class Slot:
                 stdin=stdin,
                 stdout=stdout,
                 stderr=stderr,
+                listeners=listeners,
+                notify=notify,
                 hold=hold,
-                **more,
             )
         except BaseException:
             for pipe in self._pipes:

@@ -47,7 +47,7 @@ class Surroundings:
     acts: Acts
     changed: Callable[[Supervised, Active, Active], None]
     end_group: Callable[[Supervised, str], None]
-    listeners: Callable[[Unit], Sequence[tuple[str, socket.socket]]]
+    listeners: Callable[[Unit], Sequence[tuple[str, int]]]
 
 
 class Supervised:
@@ -340,7 +340,10 @@ class Supervised:
         main = self._slots.get("main")
         if main is None or main.running is None:
             raise ConnectionRefusedError(111, "it does not run")
-        connection = main.running.connect(port)
+        try:
+            connection = await asyncio.to_thread(main.running.connect, port, self.unit.osmoda.health.timeout)
+        except SandboxError as error:
+            raise OSError(0, str(error)) from None
         connection.setblocking(False)
         return connection
 
