@@ -28,7 +28,7 @@ _ELSEWHERE: dict[str, Rule] = {
     ),
     "OpenFile": refused("no descriptor of the host's is handed into a sandbox; read in [filesystem] grants the file"),
     "SetLoginEnvironment": refused(
-        "a sandbox has variables of its own, among them HOME, USER and SHELL", "no", "false"
+        "HOME, USER and SHELL are those of the sandbox", "no", "false"
     ),
 }
 
