@@ -55,12 +55,13 @@ def _print_json(value: Any) -> None:
 
 def _job(verb: str) -> Callable[[argparse.Namespace], int]:
     def ask(options: argparse.Namespace) -> int:
-        return _tell_outcomes(options, _asked(verb, getattr(options, "units", ()), quiet=options.json))
+        force = {"force": True} if getattr(options, "force", False) else {}
+        return _tell_outcomes(options, _asked(verb, getattr(options, "units", ()), quiet=options.json, **force))
 
     return ask
 
 
-def _asked(verb: str, units: Sequence[str], *, quiet: bool) -> list[dict[str, Any]]:
+def _asked(verb: str, units: Sequence[str], *, quiet: bool, **more: bool) -> list[dict[str, Any]]:
     """The outcomes; meanwhile, on a terminal, what is going on."""
     live = sys.stderr.isatty() and not quiet
     states: dict[str, str] = {}
@@ -70,7 +71,7 @@ def _asked(verb: str, units: Sequence[str], *, quiet: bool) -> list[dict[str, An
         going_on = [f"{unit} {state}" for unit, state in states.items() if state.endswith("ing")]
         print(f"\r\x1b[K{clean(', '.join(going_on))[:100]}", end="", file=sys.stderr, flush=True)
 
-    answer = control_client.ask(verb, units, progress=show if live else None, seconds=None)
+    answer = control_client.ask(verb, units, progress=show if live else None, seconds=None, **more)
     if live and states:
         print("\r\x1b[K", end="", file=sys.stderr, flush=True)
     outcomes: list[dict[str, Any]] = answer["outcomes"]
@@ -173,6 +174,18 @@ def _top(options: argparse.Namespace) -> int:
         time.sleep(min(max(options.interval, 0.1), 60.0))
 
 
+def _capacity(options: argparse.Namespace) -> int:
+    from osmoda.supervisor import capacity_words
+
+    found = capacity_words.found(options.plan)
+    if options.json:
+        _print_json(capacity_words.as_dict(*found))
+    else:
+        for line in capacity_words.words(*found):
+            print(line)
+    return 0
+
+
 def _logs(options: argparse.Namespace) -> int:
     folder = log_files.folder()
     since = _moment(options.since) if options.since else 0.0
@@ -188,9 +201,7 @@ def _logs(options: argparse.Namespace) -> int:
     return 0
 
 
-def _wanted_lines(
-    options: argparse.Namespace, folder: str, units: list[str], since: float
-) -> Iterator[log_view.Line]:
+def _wanted_lines(options: argparse.Namespace, folder: str, units: list[str], since: float) -> Iterator[log_view.Line]:
     if options.follow:
         last = options.lines if options.lines is not None else 10
         return log_view.follow(folder, units, last=last if not since else 1 << 30, since=since)
@@ -269,6 +280,7 @@ _VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
     "list": _list,
     "top": _top,
     "logs": _logs,
+    "capacity": _capacity,
     "enable": _enable,
     "disable": _disable,
     "check": _check,
