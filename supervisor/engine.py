@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from osmoda.sandbox.errors import SandboxError
 from osmoda.supervisor import jobs, preparation
 from osmoda.supervisor.activation import Sockets
+from osmoda.supervisor.admission import Admission
 from osmoda.supervisor.errors import SupervisorError
 from osmoda.supervisor.loading import Loader
 from osmoda.supervisor.restarts import Group
@@ -46,6 +47,7 @@ class Engine:
         self._acts = acts
         self.units: dict[str, Supervised] = {}
         self.groups: dict[str, Group] = {}
+        self.admission = Admission()
         self.sockets = Sockets(lambda service: self.soon(self._activate(service)), logs)
         self._listening: dict[str, set[asyncio.Queue[str]]] = {}
         # One at a time: the interpreter has one lock, and msgspec dies of two threads that need a new type's schema.
@@ -100,16 +102,19 @@ class Engine:
     # --- what can be asked ---
 
     async def start(
-        self, names: Sequence[str], *, by_hand: bool = True, report: Reporter | None = None
+        self, names: Sequence[str], *, by_hand: bool = True, report: Reporter | None = None, forced: bool = False
     ) -> list[Outcome]:
-        """Start units and what they need, as they are on disk now, each as soon as those before it are up."""
+        """Start units and what they need, as they are on disk now, each as soon as those before it are up.
+
+        One more than this host has room for is refused, unless `forced`.
+        """
         wanted = [*map(self.full_name, names)]
         outcomes = [await self._listen(name) for name in wanted if name.endswith(".socket")]
         units, problems = await self._read(name for name in wanted if name.endswith(".service"))
         outcomes += [self._refused(name, text) for name, text in problems.items()]
 
         async def one(unit: Unit, waited: Mapping[str, Outcome]) -> Outcome:
-            return await self._start_one(unit, waited, by_hand=by_hand, report=report)
+            return await self._start_one(unit, waited, by_hand=by_hand, report=report, forced=forced)
 
         return outcomes + await self._in_order(units, jobs.before_start(units), one)
 
@@ -122,7 +127,7 @@ class Engine:
         return Outcome(name, True)
 
     async def _start_one(
-        self, unit: Unit, waited: Mapping[str, Outcome], *, by_hand: bool, report: Reporter | None
+        self, unit: Unit, waited: Mapping[str, Outcome], *, by_hand: bool, report: Reporter | None, forced: bool
     ) -> Outcome:
         needed = {*unit.dependencies.requires, *unit.dependencies.binds_to}
         failed = next((name for name in needed if name in waited and not waited[name].ok), None)
@@ -140,6 +145,7 @@ class Engine:
         if held.machine.sub in ("dead", "failed", "auto-restart"):
             try:
                 prepared = await self._prepare(unit)
+                self.admission.admit(unit.name, prepared.confined.profile, forced=forced)
                 await self.sockets.open(self.loader, unit)
             except preparation.Skipped as skipped:
                 self._logs.say(unit.name, f"it is not started: {skipped}")
@@ -196,7 +202,9 @@ class Engine:
         for name, unit in asked.items():
             if name in self.units and not self.units[name].machine.is_down:
                 try:
-                    ready[name] = await self._prepare(unit)
+                    prepared = await self._prepare(unit)
+                    self.admission.admit(name, prepared.confined.profile)
+                    ready[name] = prepared
                 except (SupervisorError, SandboxError) as error:
                     outcomes.append(self._refused(name, f"it goes on as it was: {error}"))
         known = {name: held.unit for name, held in self.units.items() if not held.machine.is_down}
@@ -298,6 +306,7 @@ class Engine:
         if self._closing or before == after:
             return
         if after in ("inactive", "failed"):
+            self.admission.leave(held.name)
             self.sockets.resume(held.unit, gave_up=held.machine.result == "start-limit-hit")
             bound = [name for name, one in self.units.items() if held.name in one.unit.dependencies.binds_to]
             if bound:
