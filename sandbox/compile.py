@@ -379,6 +379,12 @@ def _process_limits(profile: Profile) -> list[Operation]:
     return operations
 
 
+@functools.lru_cache(maxsize=64)
+def _program(allowed: frozenset[str], machine: str, families: tuple[str, ...], notify: bool, tier: int) -> bytes:
+    """Nine tenths of a compilation, and the same for most profiles: a supervisor compiles many."""
+    return seccomp.build(allowed, arch=machine, families=families, notify=notify, tier=tier)
+
+
 def _filter(profile: Profile, features: Features, degraded: _Degraded) -> Operation:
     origin = profile.origin("process", "syscalls")
     notify = features.notify
