@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Iterator, Sequence
 
+    from osmoda.supervisor.enablement import Link
+
 _DOWN, _UNKNOWN = 3, 4  # exit codes of status, which are systemctl's (LSB)
 _SPANS = {"s": 1, "sec": 1, "min": 60, "m": 60, "h": 3600, "d": 86400, "day": 86400, "days": 86400, "w": 604800}
 _AGO = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]+)(?:\s+ago)?")
@@ -226,19 +228,32 @@ def _moment(text: str) -> float:
 
 
 def _enable(options: argparse.Namespace) -> int:
-    from osmoda.supervisor import enabled
+    from osmoda.supervisor import enablement
+    from osmoda.supervisor.loading import Loader
 
-    for line in enabled.enable(options.search, options.units):
-        print(clean(line))
-    return _tell_outcomes(options, _asked("start", options.units, quiet=options.json)) if options.now else 0
+    loader = Loader(options.search)
+    made = [link for name in options.units for link in enablement.enable(loader, name)]
+    return _tell_links(options, made, "start")
 
 
 def _disable(options: argparse.Namespace) -> int:
-    from osmoda.supervisor import enabled
+    from osmoda.supervisor import enablement
+    from osmoda.supervisor.loading import Loader
 
-    for line in enabled.disable(options.search, options.units):
-        print(clean(line))
-    return _tell_outcomes(options, _asked("stop", options.units, quiet=options.json)) if options.now else 0
+    loader = Loader(options.search)
+    removed = [link for name in options.units for link in enablement.disable(loader, name)]
+    return _tell_links(options, removed, "stop")
+
+
+def _tell_links(options: argparse.Namespace, links: Sequence[Link], verb: str) -> int:
+    """Say which links were made or removed and, with --now, start or stop the units."""
+    outcomes = _asked(verb, options.units, quiet=options.json) if options.now else []
+    if options.json:
+        _print_json({"links": [{"path": one.path, "target": one.target} for one in links], "outcomes": outcomes})
+        return 0 if all(one["ok"] for one in outcomes) else 1
+    for one in links:
+        print(clean(f"{'created' if verb == 'start' else 'removed'} {one.path} → {one.target}"))
+    return _tell_outcomes(options, outcomes)
 
 
 def _check(options: argparse.Namespace) -> int:

@@ -148,8 +148,8 @@ class Engine:
         if held.machine.sub in ("dead", "failed", "auto-restart"):
             try:
                 prepared = await self._prepare(unit)
-                await self.sockets.open(self.loader, unit)
                 self.admission.admit(unit.name, prepared.confined.profile, forced=forced)
+                await self.sockets.open(self.loader, unit)
             except preparation.Skipped as skipped:
                 self._logs.say(unit.name, f"it is not started: {skipped}")
                 return Outcome(unit.name, True, str(skipped))

@@ -26,7 +26,7 @@ import pytest
 from tests.worlds import World
 
 PYTHON = "/usr/bin/python3"  # in view in every sandbox
-PATIENCE = 6.0  # seconds that anything may take here
+PATIENCE = 30.0  # seconds that anything may take here
 _READY = "osmoda-watch: supervising\n"
 
 
