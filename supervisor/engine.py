@@ -12,7 +12,9 @@ from osmoda.supervisor.activation import Sockets
 from osmoda.supervisor.admission import Admission
 from osmoda.supervisor.errors import SupervisorError
 from osmoda.supervisor.loading import Loader
+from osmoda.supervisor.logs import DAEMON
 from osmoda.supervisor.restarts import Group
+from osmoda.supervisor.shared_watch import SharedWatch
 from osmoda.supervisor.state_messages import GaveUp, ReloadAsked, ResetAsked, RestartAsked, StartAsked, StopAsked
 from osmoda.supervisor.supervised import Supervised, Surroundings
 
@@ -55,6 +57,7 @@ class Engine:
         self._background: set[asyncio.Task[object]] = set()
         self._around = Surroundings(logs, acts, self._changed, self._end_group, self.sockets.of)
         self._closing = False
+        self.shared = SharedWatch(self.units, acts, lambda text: logs.say(DAEMON, text, 4))
 
     # --- units ---
 
@@ -153,6 +156,7 @@ class Engine:
             except (SupervisorError, SandboxError) as error:
                 return self._refused(unit.name, str(error))
             held.read_again(unit, prepared, self._group(unit))
+            self.shared.follow()
         if by_hand and held.machine.restarts.group is not None:
             held.machine.restarts.group.reset()
         done = await held.ask(StartAsked(by_hand), "start")
@@ -215,6 +219,7 @@ class Engine:
                 report(name, "restarting")
             held = self.units[name]
             held.read_again(prepared.unit, prepared, self._group(prepared.unit))
+            self.shared.follow()
             done = await held.ask(RestartAsked(), "start")
             outcomes.append(Outcome(name, done.ok, done.text))
         refused = {outcome.unit for outcome in outcomes}
@@ -344,4 +349,5 @@ class Engine:
             task.cancel()
         for held in self.units.values():
             await held.close()
+        self.shared.close()
         self.units.clear()
