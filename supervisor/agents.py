@@ -17,10 +17,10 @@ class Condition:
     """How an agent is at one moment.
 
     `running`: its main process is up and it has said that it is ready (Type=). `given_up`: the engine will not start it
-    again by itself (start limit, `Restart=no`). `health` is "unchecked" for an agent without checks, "starting" until
-    the first check that passes, "unhealthy" after as many failures in a row as its unit tolerates. `restarts` counts
-    the engine's own restarts since the agent was last started on request. `reason` is a sentence about the last
-    failure, empty when there was none. `pid` is that of the main process on this host, 0 for none.
+    again by itself (start limit, `Restart=no`, it was stopped). `health` is "unchecked" for an agent without checks,
+    "starting" until the first check that passes, "unhealthy" after as many failures in a row as its unit tolerates.
+    `restarts` counts the engine's own restarts since the agent was last started on request. `reason` is a sentence
+    about the last failure, empty when there was none. `pid` is that of the main process on this host, 0 for none.
     """
 
     running: bool
