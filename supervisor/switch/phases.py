@@ -137,9 +137,14 @@ def back(record: Record) -> Iterable[Command]:
             yield Verify(member, member.before)
     yield from (Restore(member) for member in record.agents if member.snapshot)
     yield from (Flip(member, member.before) for member in reversed(record.members))
-    again = [member for member in record.agents if member.ran and member.before is not None]
-    yield from map(Start, again)
-    yield from map(Confirm, again)
+    yield from again(record)
+
+
+def again(record: Record) -> Iterable[Command]:
+    """What makes sure that those run from the old generation that ran when the switch began."""
+    ran = [member for member in record.agents if member.ran and member.before is not None]
+    yield from map(Start, ran)
+    yield from map(Confirm, ran)
 
 
 class Switch:
@@ -172,7 +177,7 @@ class Switch:
         """The switch of a process that is gone. What it did last may be done, half done, or not begun."""
         switch = cls(record)
         if record.phase == "staged":
-            switch._enter("rolled-back", now, "the daemon ended before anything was changed")
+            switch._enter("rolling-back", now, "the daemon ended before anything was changed", again(record))
         elif record.phase == "switching":
             switch._enter("rolling-back", now, "the daemon ended in the middle of the switch")
         elif record.phase == "probation" and record.since.boot != now.boot:
@@ -233,7 +238,7 @@ class Switch:
         self._ended, self._probation = self._probation, None
         self._retry_at = self._back_at = None
         if phase == "rolling-back":
-            work = back(entered)
+            work = work or back(entered)
         elif entered.finished:
             work = (Prune(),)
         self._left = deque((Save(entered), Tell(entered.untold), *work))
@@ -277,7 +282,7 @@ class Switch:
             # time.
             self._left.clear()
             self.trouble = command.record.error
-        elif phase == "committed" and self._ended is not None:
+        elif self.record.phase == "probation" and phase == "committed" and self._ended is not None:
             # It stays on probation, and what agents do goes on to count.
             self._failures += 1
             self._left.clear()
@@ -350,7 +355,7 @@ class Switch:
             if self._back_at is not None:
                 self._back_at = now.since_boot
         elif self.record.phase == "staged":
-            self._enter("rolled-back", now, reason)
+            self._enter("rolling-back", now, reason, again(self.record))
         else:
             self._enter("rolling-back", now, reason)
 
