@@ -12,35 +12,27 @@ import os
 import time
 from collections import deque
 from dataclasses import replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from osmoda.ledger.errors import LedgerError
 from osmoda.supervisor.errors import SupervisorError
 from osmoda.supervisor.switch import data, phases, place, tree
+from osmoda.supervisor.switch.effects import Effects, in_thread
 from osmoda.supervisor.switch.errors import SwitchError
 from osmoda.supervisor.switch.members import NixosSystem
 from osmoda.supervisor.switch.record import Member, Moment, Record, Records, Terms
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
     from types import TracebackType
-    from typing import Any, Self
+    from typing import Self
 
     from osmoda.supervisor.agents import Agents
+    from osmoda.supervisor.switch.effects import Ledger
     from osmoda.supervisor.switch.members import Generations
     from osmoda.supervisor.switch.store import Content, Generation, Store
 
 _LOOK_AGAIN = 10.0  # seconds after which agents are asked for their condition, whatever they have said meanwhile
-
-
-class Ledger(Protocol):
-    """What is needed of `osmoda.ledger.client.Ledger`."""
-
-    def append(self, kind: str, fields: Mapping[str, Any]) -> int:
-        """Put an event on the ledger; it is on the disk when this returns. Raises LedgerError."""
-
-    def close(self) -> None:
-        """Let go of it."""
 
 
 def moment() -> Moment:
@@ -126,9 +118,9 @@ class Switches:
         self.records = Records(store.records)
         self._agents = agents
         self._open_ledger = open_ledger
-        self._written = written
         self._nixos = nixos or NixosSystem()
         self._bounds = bounds or tree.Bounds()
+        self._effects = Effects(store, self.records, agents, self._nixos, open_ledger, written, self._bounds)
         self._observer = observer
         self._live: dict[int, _Live] = {}
         self._beginning = asyncio.Lock()
@@ -151,7 +143,7 @@ class Switches:
 
     async def recover(self) -> None:
         """Take up what a process before this one has left, before agents are started. Waits until each is settled."""
-        await _in_thread(self.store.clean)
+        await in_thread(self.store.clean)
         for record in self.records.unfinished():
             self._drive(phases.Switch.resume(record, moment()))
         await asyncio.gather(*(self.settled(number) for number in tuple(self._live)))
@@ -178,12 +170,12 @@ class Switches:
                 self._require_free(name)
             if system is not None:
                 self._require_free("system", "nixos")
-            await _in_thread(self._require_ledger)
+            await in_thread(self._require_ledger)
             made: list[Generation] = []
             try:
                 members = [await self._member(one, made) for one in wanted]
                 if system is not None:
-                    await _in_thread(self._nixos.verify, system)
+                    await in_thread(self._nixos.verify, system)
                     members.append(Member("nixos", "system", self._nixos.current(), system))
                 now = moment()
                 record = Record(
@@ -191,10 +183,10 @@ class Switches:
                 )
                 number = max(self.records.numbers(), default=0) + 1
                 record = replace(record, untold=({**record.entry(), "switch": number},))
-                record = await _in_thread(self.records.create, record)
+                record = await in_thread(self.records.create, record)
             except BaseException:
                 for generation in made:
-                    await _in_thread(tree.remove, generation.directory)
+                    await in_thread(tree.remove, generation.directory)
                 raise
             self._drive(phases.Switch.begin(record))
             return record
@@ -259,25 +251,25 @@ class Switches:
         before = self.store.current(one.name)
         if before is None and one.baseline is not None:
             await self._require_place(one.baseline.place)
-            baseline = await _in_thread(self.store.stage, one.name, one.baseline, now, self._bounds)
+            baseline = await in_thread(self.store.stage, one.name, one.baseline, now, self._bounds)
             made.append(baseline)
             before = baseline.number
         if isinstance(one.to, int):
-            after = await _in_thread(self.store.generation, one.name, one.to)
+            after = await in_thread(self.store.generation, one.name, one.to)
             if one.to == before:
                 raise SwitchError(f"generation {one.to} of {one.name} is the current one already")
         else:
             await self._require_place(one.to.place)
-            after = await _in_thread(self.store.stage, one.name, one.to, now, self._bounds)
+            after = await in_thread(self.store.stage, one.name, one.to, now, self._bounds)
             made.append(after)
-        old = await _in_thread(self.store.generation, one.name, before) if before is not None else None
+        old = await in_thread(self.store.generation, one.name, before) if before is not None else None
         if old is not None and old.place != after.place:
             raise SwitchError(
                 f"{one.name} finds its code at {old.place or 'no place of its own'}, and by the new unit at "
                 f"{after.place or 'none'}: an agent keeps its place (WorkingDirectory=)"
             )
         if one.snapshot:
-            data.folders(self._data_of(old, after))
+            data.folders(self._effects.data_of(old, after))
         condition = await self._agents.condition(one.name)
         seals = (old.seal if old is not None else "", after.seal)
         ran = condition.running or not condition.given_up
@@ -285,12 +277,7 @@ class Switches:
 
     async def _require_place(self, where: str) -> None:
         if where:
-            await _in_thread(place.require_place, where)
-
-    def _data_of(self, *generations: Generation | None) -> list[str]:
-        """The paths that generations of an agent may write."""
-        profiles = [one.profile for one in generations if one is not None and one.profile is not None]
-        return [path for profile in profiles for path in self._written(profile)]
+            await in_thread(place.require_place, where)
 
     # --- driving ---
 
@@ -327,90 +314,24 @@ class Switches:
         switch = live.switch
         self._observer("before", switch.record, command)
         try:
-            await self._carry_out(command, switch.record)
+            await self._effects.carry_out(command, switch.record)
         except Exception as error:  # also one that nobody has foreseen: an agent that fails is not left as it is for it
             switch.failed(command, _words(error), moment())
         else:
             self._observer("after", switch.record, command)
             switch.done(command, moment())
 
-    async def _carry_out(self, command: phases.Command, record: Record) -> None:
-        match command:
-            case phases.Save(saved):
-                await _in_thread(self.records.save, saved)
-            case phases.Tell(entries):
-                await _in_thread(self._tell, entries)
-            case phases.Prune():
-                await _in_thread(self._prune, record)
-            case phases.Stop(member):
-                await self._agents.stop(member.name)
-            case phases.Start(member):
-                await self._agents.start(member.name)
-            case phases.Confirm(member):
-                condition = await self._agents.condition(member.name)
-                if not condition.running:
-                    raise SwitchError(f"{member.name} does not run: {condition.reason or 'it has ended'}")
-            case phases.Verify(member, generation):
-                if member.kind == "nixos":
-                    await _in_thread(self._nixos.verify, generation)
-                else:
-                    await _in_thread(self.store.verify, member.name, generation, member.seal_of(generation))
-            case phases.Flip(member, generation):
-                await self._flip(member, generation)
-            case phases.Snapshot(member):
-                await _in_thread(self._snapshot, member, record.number)
-            case phases.Restore(member):
-                if member.before is not None:
-                    await _in_thread(data.restore, self.store.data(member.name, member.before), record.number)
-
-    async def _flip(self, member: Member, generation: int | None) -> None:
-        if member.kind == "nixos":
-            if generation is not None:
-                await self._nixos.activate(generation)
-            return
-        await _in_thread(self._flip_agent, member, generation)
-
-    def _flip_agent(self, member: Member, generation: int | None) -> None:
-        self.store.flip(member.name, generation)
-        where = self.store.generation(member.name, member.after if generation is None else generation).place
-        if not where:
-            return
-        if generation is None:
-            place.leave(self.store, member.name, where)
-        else:
-            place.settle(self.store, member.name, where)
-
-    def _snapshot(self, member: Member, number: int) -> None:
-        if member.before is not None:
-            old = self.store.generation(member.name, member.before)
-            new = self.store.generation(member.name, member.after)
-            trees = data.folders(self._data_of(old, new))
-            data.snapshot(self.store.data(member.name, member.before), number, trees, self._bounds)
-
-    def _tell(self, entries: Sequence[Mapping[str, Any]]) -> None:
-        ledger = self._open_ledger()
-        if ledger is not None:
-            try:
-                for entry in entries:
-                    ledger.append("switch", entry)
-            finally:
-                ledger.close()
-
-    def _prune(self, record: Record) -> None:
-        for member in record.agents:
-            needed = {generation for generation in (member.before, member.after) if generation is not None}
-            if record.phase == "rolled-back":
-                needed.discard(member.after)
-            self.store.prune(member.name, record.keep, record.keep_seconds, needed, time.time())
-        self.records.prune()
-
     async def _wait(self, live: _Live) -> None:
         """Until there may be something to do: what agents do, a time that has come, a request."""
-        switch = live.switch
-        if not switch.on_probation:
+        if live.switch.on_probation:
+            await self._watch(live)
+        else:
             await self._pause(live)
-            switch.wake(moment())
-            return
+            live.switch.wake(moment())
+
+    async def _watch(self, live: _Live) -> None:
+        """Look at the agents of a probation, until it is over or somebody asks for something."""
+        switch = live.switch
         names = frozenset(member.name for member in switch.record.agents)
         async with self._agents.changes(names) as changes, _Latest(changes) as latest:
             while switch.on_probation and not live.requests:
@@ -455,16 +376,6 @@ class _Latest:
         assert self._task is not None
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
-
-
-async def _in_thread[**P, T](function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
-    """Call `function` in a thread; a task that is cancelled waits for its end, since nobody else could."""
-    call = asyncio.ensure_future(asyncio.to_thread(function, *arguments, **named))
-    try:
-        return await asyncio.shield(call)
-    except asyncio.CancelledError:
-        await asyncio.wait([call])
-        raise
 
 
 def _words(error: Exception) -> str:
