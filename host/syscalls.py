@@ -47,6 +47,8 @@ _SETFSUID = 122 if _X86 else 151
 _SETFSGID = 123 if _X86 else 152
 _SYNCFS = 306 if _X86 else 267
 _RENAMEAT2 = 316 if _X86 else 276
+_TIMERFD_CREATE = 283 if _X86 else 85
+_TIMERFD_SETTIME = 286 if _X86 else 86
 _PIDFD_SEND_SIGNAL = 424
 _OPEN_TREE = 428
 _MOVE_MOUNT = 429
@@ -331,6 +333,21 @@ def set_filesystem_ids(uid: int, gid: int, groups: tuple[int, ...]) -> None:
         # These calls report no error; asked for an id that cannot be, they answer with the one in force.
         if _syscall(number, 0xFFFFFFFF, 0, 0, 0, 0, 0) != value:
             raise OSError(1, f"{name} {value}: {posix.strerror(1)}")
+
+
+# --- time ---
+
+
+def timerfd(seconds: float) -> int:
+    """A descriptor that can be read once `seconds` have passed, by the monotonic clock (timerfd_create(2))."""
+    fd = int(_syscall(_TIMERFD_CREATE, 1, 0o2004000, 0, 0, 0, 0))  # CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK
+    if fd < 0:
+        _fail("timerfd_create")
+    whole = int(seconds)
+    if _syscall(_TIMERFD_SETTIME, fd, 0, _u64(0, 0, whole, max(int((seconds - whole) * 1e9), 1)), None, 0, 0) < 0:
+        posix.close(fd)
+        _fail("timerfd_settime")
+    return fd
 
 
 # --- files and mounts ---
