@@ -1,5 +1,5 @@
-"""A host in memory on which a switch can be tried: agents, links, data, a record on disk, a ledger. Each command is carried out,
-refused, or cut off before, within or after what it does."""
+"""A host in memory on which a switch can be tried: agents, links, data, a record on disk, a ledger. Each command is
+carried out, refused, or cut off before, within or after what it does."""
 
 from __future__ import annotations
 

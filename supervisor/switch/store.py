@@ -303,8 +303,8 @@ class Store:
             if not os.path.isdir(generations):
                 continue
             for entry in os.listdir(generations):
-                if entry.startswith("."):
-                    tree.remove(os.path.join(generations, entry))
+                unfinished = entry if entry.startswith(".") else f"{entry}/data.partial"
+                tree.remove(os.path.join(generations, unfinished))
 
 
 def replace_link(target: str, link: str) -> None:

@@ -1,5 +1,5 @@
-"""Whatever fails, and wherever the process that switches is killed: one generation is current and runs, and record and ledger
-say which.
+"""Whatever fails, and wherever the process that switches is killed: one generation is current and runs, and record and
+ledger say which.
 
 `switch_world` is the host. A crash comes before, within or after a command; then agents are gone with the daemon, or
 go on without it, and the host may be started anew.
