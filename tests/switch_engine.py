@@ -182,7 +182,7 @@ class ConfinedAgents(SmallEngine):
             os.close(write_fd)
             os.close(null)
         try:
-            with service, open(read_fd, "rb") as output:
+            with service, os.fdopen(read_fd, "rb") as output:
                 pid = await self._started(running)
                 line = await asyncio.to_thread(output.readline)
                 word, _, generation = line.decode().strip().partition(" ")

@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from osmoda.supervisor.switch import place, tree
 from osmoda.supervisor.switch.driver import Switches, Wanted
@@ -224,7 +224,7 @@ def serve(scene: Scene) -> None:
             os.close(reader)
             try:
                 outcome = asyncio.run(trial(scene, what))
-            except BaseException as error:  # noqa: BLE001 - told to the test
+            except BaseException as error:
                 outcome = {"error": f"{type(error).__name__}: {error}"}
             os.write(writer, json.dumps(outcome).encode())
             os._exit(0)
@@ -260,7 +260,7 @@ class Trials:
         assert "error" not in answer, answer["error"]
         return answer
 
-    def __enter__(self) -> Trials:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

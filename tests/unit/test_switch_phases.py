@@ -324,7 +324,7 @@ def test_what_is_not_on_probation_is_not_committed():
 
 
 def test_probation_goes_on_after_the_daemon_was_restarted_and_the_time_counts():
-    switch, there = on_probation()
+    _switch, there = on_probation()
     there.time += 50
     there.runs = {"research": None}
     again = Switch.resume(there.record, there.now())
@@ -344,7 +344,7 @@ def test_a_long_probation_ends_when_it_would_have():
 
 
 def test_probation_begins_anew_after_a_reboot():
-    switch, there = on_probation()
+    _switch, there = on_probation()
     there.boot, there.time, there.runs = "second", 5.0, {"research": None}
     again = Switch.resume(there.record, there.now())
     run(again, there)
