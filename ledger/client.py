@@ -109,7 +109,7 @@ class Ledger:
         `fields` are texts, integers, truth values, None, and lists and tables of them.
         """
         try:
-            event = marshal.dumps((kind, fields))
+            event = marshal.dumps((kind, dict(fields)))
         except ValueError:
             event = b""
         with self._state:

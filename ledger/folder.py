@@ -1,14 +1,15 @@
 """The files of a ledger, and how they are first made.
 
-    key                  the Ed25519 seed, 32 bytes, which nobody but the owner can read
-    live.db              the events since the last segment was sealed (SQLite, with a -wal while it is written to)
-    head                 the signed head after the last commit
-    segments/000001.db   sealed segments, read-only
-    manifest             one signed line for each of them
+key                  the Ed25519 seed, 32 bytes, which nobody but the owner can read
+live.db              the events since the last segment was sealed (SQLite, with a -wal while it is written to)
+head                 the signed head after the last commit
+segments/000001.db   sealed segments, read-only
+manifest             one signed line for each of them
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import secrets
@@ -90,10 +91,8 @@ def write(path: str, content: bytes, mode: int) -> None:
 def replace(path: str, content: bytes) -> None:
     """The same in place of what is there, in one step. Raises OSError."""
     scratch = f"{path}.new"
-    try:
+    with contextlib.suppress(FileNotFoundError):
         os.unlink(scratch)  # of a process that was killed
-    except FileNotFoundError:
-        pass
     write(scratch, content, 0o600)
     os.rename(scratch, path)
     sync(os.path.dirname(path))

@@ -38,9 +38,7 @@ class Head:
         return f"{_HEAD} {self.ledger.hex()} {self.seq} {self.time} {self.digest.hex()} {self.key.hex()}"
 
     def sign(self, key: Ed25519PrivateKey) -> Self:
-        return type(self)(
-            self.ledger, self.seq, self.time, self.digest, self.key, key.sign(self._signed().encode())
-        )
+        return type(self)(self.ledger, self.seq, self.time, self.digest, self.key, key.sign(self._signed().encode()))
 
     def line(self) -> str:
         """One line of ASCII, with its end."""
@@ -62,7 +60,7 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class Seal:
-    """Segment `number` of a ledger: events `first` to `last`, the digest of the last, and SHA-256 and size of the file."""
+    """Segment `number`: events `first` to `last`, the digest of the last one, SHA-256 and size (bytes) of the file."""
 
     ledger: bytes
     number: int

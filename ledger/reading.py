@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import select
 import sqlite3
 from typing import TYPE_CHECKING
 
+from osmoda.host import syscalls
 from osmoda.ledger import database, folder, record
 from osmoda.ledger.errors import LedgerError
 
@@ -27,6 +30,31 @@ def events(directory: str, since: int = 1, until: int = 1 << 62) -> Iterator[Eve
             yield record.decode(content)
         except LedgerError as error:
             raise LedgerError(f"event {seq} cannot be read: {error} (osmoda-ledger verify says more)") from None
+
+
+def follow(directory: str, since: int) -> Iterator[Event]:
+    """Events from `since` on, and those to come, as they are written; ends only when it is no longer wanted.
+
+    Waits for the file of the signed head to change, which it does at every commit (inotify(7)). Raises LedgerError.
+    """
+    watch = syscalls.inotify_init1()
+    try:
+        # Before the first look, so that nothing is missed in between. The folder: a sealed segment changes names in it.
+        syscalls.inotify_add_watch(watch, os.fsencode(directory), syscalls.IN_MODIFY | syscalls.IN_MOVED_TO)
+        look = select.poll()
+        look.register(watch, select.POLLIN)
+        while True:
+            for event in events(directory, since):
+                since = event.seq + 1
+                yield event
+            look.poll()
+            with contextlib.suppress(BlockingIOError):
+                while os.read(watch, 1 << 16):
+                    continue
+    except OSError as error:
+        raise LedgerError(f"the ledger in {directory} cannot be followed: {error.strerror}") from None
+    finally:
+        os.close(watch)
 
 
 def rows(directory: str, since: int = 1, until: int = 1 << 62) -> Iterator[database.Row]:

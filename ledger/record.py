@@ -30,9 +30,17 @@ MOST_DEPTH = 8
 ZERO = bytes(32)
 """What stands for the digest before the first event."""
 
+OWN = ("ledger", "segment")
+"""Kinds that only the ledger writes: its first event, and the first one of each further segment."""
+
 KIND = re.compile(r"[a-z][a-z-]{0,30}")
+_OTHERWISE = "it is not written as the ledger writes events"
 _HEAD = struct.Struct(">QqIIQQBI")
-_DOMAIN = b"osmoda ledger 1\0"
+_SIZE = _HEAD.size
+_unpack = _HEAD.unpack_from
+DOMAIN = b"osmoda ledger 1\0"
+"""What is hashed before each event: nothing else that SHA-256 is made of is one."""
+
 _MOST_INTEGER = 1 << 53
 _encode = msgspec.json.Encoder(order="deterministic").encode
 _decode = msgspec.json.Decoder().decode
@@ -86,7 +94,9 @@ def _check(value: object, depth: int) -> None:
         for item in value:  # type: ignore[attr-defined]
             _check(item, depth + 1)
     else:
-        raise LedgerError(f"an event holds a {kind.__name__}; texts, integers, truth values, lists and tables are written")
+        raise LedgerError(
+            f"an event holds a {kind.__name__}; texts, integers, truth values, lists and tables are written"
+        )
 
 
 def encode(seq: int, time: int, uid: int, pid: int, client: int, counter: int, kind: str, body: bytes) -> bytes:
@@ -97,23 +107,48 @@ def encode(seq: int, time: int, uid: int, pid: int, client: int, counter: int, k
 def decode(record: bytes) -> Event:
     """The event of these bytes. Raises LedgerError where they are not exactly what `encode` makes of it."""
     try:
-        seq, time, uid, pid, client, counter, named, long = _HEAD.unpack_from(record)
-        kind = record[_HEAD.size : _HEAD.size + named].decode("ascii")
-        raw = record[_HEAD.size + named :]
+        seq, time, uid, pid, client, counter, named, long = _unpack(record)
+        kind = record[_SIZE : _SIZE + named].decode("ascii")
+        raw = record[_SIZE + named :]
         body = _decode(raw)
         if len(raw) != long or type(body) is not dict or not KIND.fullmatch(kind) or _encode(body) != raw:
-            raise LedgerError("it is not written as the ledger writes events")
+            raise LedgerError(_OTHERWISE)
     except (struct.error, UnicodeError, msgspec.DecodeError, RecursionError) as error:
         raise LedgerError(f"it is no event: {error}") from None
     return Event(seq, time, uid, pid, client, counter, kind, body)
 
 
+def examine(record: bytes) -> tuple[int, int]:
+    """`seq` and `time` of an event. Raises LedgerError exactly where `decode` does; twice as fast."""
+    try:
+        seq, time, _, _, _, _, named, long = _unpack(record)
+        body = named + _SIZE
+        raw = record[body:]
+        if record[_SIZE:body] not in _seen:
+            _remember(record[_SIZE:body])
+        if len(raw) != long or raw[:1] != b"{" or _encode(_decode(raw)) != raw:
+            raise LedgerError(_OTHERWISE)
+    except (struct.error, UnicodeError, msgspec.DecodeError, RecursionError) as error:
+        raise LedgerError(f"it is no event: {error}") from None
+    return seq, time
+
+
+_seen: set[bytes] = set()
+
+
+def _remember(kind: bytes) -> None:
+    """Kinds are few; each is looked at once. Raises LedgerError."""
+    if not KIND.fullmatch(kind.decode("ascii")):
+        raise LedgerError(_OTHERWISE)
+    _seen.add(kind)
+
+
 def name_of(record: bytes) -> tuple[int, int]:
     """`client` and `counter` of an event, without the rest."""
-    _, _, _, _, client, counter, _, _ = _HEAD.unpack_from(record)
+    _, _, _, _, client, counter, _, _ = _unpack(record)
     return client, counter
 
 
 def digest(previous: bytes, record: bytes) -> bytes:
     """SHA-256 of what the ledger is up to and with `record`; `previous` is that of the event before, or ZERO."""
-    return _sha256(_DOMAIN + previous + record).digest()
+    return _sha256(DOMAIN + previous + record).digest()

@@ -60,7 +60,7 @@ class _Peer:
         """The highest counter that has come: it is in `waiting`, or answered."""
         self.unsaid: deque[bytes] = deque()
 
-    def say(self, *message: object) -> None:
+    def say(self, *message: Any) -> None:
         """Tell it something, or keep that until it reads."""
         self.unsaid.append(marshal.dumps(message))
         self.flush()
@@ -209,8 +209,8 @@ class Service:
                 one.received = counter
                 kind, fields = marshal.loads(event)
                 try:
-                    if not record.KIND.fullmatch(kind):
-                        raise LedgerError(f"{kind!r} is no kind of event")
+                    if not record.KIND.fullmatch(kind) or kind in record.OWN:
+                        raise LedgerError(f"{kind!r} is no kind of event that is written for others")
                     one.waiting.append(Entry(one.uid, one.pid, one.client, counter, kind, record.canonical(fields)))
                 except LedgerError as error:
                     one.say("failed", counter, counter, str(error))

@@ -59,7 +59,9 @@ def _lock(fd: int, until: float) -> None:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() >= until:
-                raise LedgerError("another process is about to start the ledger's service, and does not get on") from None
+                raise LedgerError(
+                    "another process is about to start the ledger's service, and does not get on"
+                ) from None
             time.sleep(_PAUSE)
         else:
             return

@@ -72,11 +72,14 @@ class Writer:
 
     def _meet_head_file(self, live: sqlite3.Connection) -> None:
         """Where a head was signed for more than there is, or for something else, events are gone: write nothing."""
-        self._head_fd = os.open(f"{self.folder}/{folder.HEAD}", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        if self._head_fd < 0:
+            self._head_fd = os.open(f"{self.folder}/{folder.HEAD}", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         line = os.pread(self._head_fd, 4096, 0).decode("ascii", "replace")
         told = Head.read(line, f"{self.folder}/{folder.HEAD}")
         if told.ledger != self.ledger or told.seq > self.seq:
-            raise LedgerError(f"{self.folder}/{folder.HEAD} tells of events up to {told.seq}, and they are gone; {_ASK}")
+            raise LedgerError(
+                f"{self.folder}/{folder.HEAD} tells of events up to {told.seq}, and they are gone; {_ASK}"
+            )
         for _, _, digest in database.rows(live, told.seq, told.seq):
             if digest != told.digest:
                 raise LedgerError(f"event {told.seq} is not the one that {self.folder}/{folder.HEAD} tells of; {_ASK}")
@@ -166,14 +169,17 @@ class Writer:
         except (OSError, sqlite3.Error):
             # A reader that looks at this moment, or a full disk: events go where they went before.
             self._next_try = pages * database.PAGE + _RETRY_BYTES
-            if self._database is None:
-                try:
-                    self._open()
-                except (OSError, sqlite3.Error, LedgerError):
-                    return False  # the next append says why
+            self._reopen()
             return False
         self._next_try = self._most
         return True
+
+    def _reopen(self) -> None:
+        if self._database is None:
+            try:
+                self._open()
+            except (OSError, sqlite3.Error, LedgerError):
+                return  # the next append tries again, and says why
 
     def _seal(self) -> None:
         assert self._database is not None
