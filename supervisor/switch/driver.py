@@ -143,9 +143,10 @@ class Switches:
 
     async def recover(self) -> None:
         """Take up what a process before this one has left, before agents are started. Waits until each is settled."""
-        await in_thread(self.store.clean)
-        for record in self.records.unfinished():
-            self._drive(phases.Switch.resume(record, moment()))
+        async with self._beginning:
+            await in_thread(self.store.clean)
+            for record in await in_thread(self.records.unfinished):
+                self._drive(phases.Switch.resume(record, moment()))
         await asyncio.gather(*(self.settled(number) for number in tuple(self._live)))
 
     async def begin(
