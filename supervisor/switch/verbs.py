@@ -81,7 +81,7 @@ def verbs(switches: Switches, search: Callable[[], Sequence[str]]) -> dict[str, 
             raise SwitchError("a switch has at least one agent")
         if not 0 < asked.probation <= 30 * 86400 or asked.restarts < 1 or asked.window <= 0 or asked.keep < 1:
             raise SwitchError(
-                "a probation lasts up to 30 days, and restarts that lead back and generations that are kept are at least 1"
+                "a probation lasts up to 30 days, and restarts that lead back and generations kept are at least 1"
             )
         wanted = [await asyncio.to_thread(candidate.wanted, one, switches.store, search()) for one in asked.agents]
         record = await switches.begin(
