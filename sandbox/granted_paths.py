@@ -88,7 +88,7 @@ class _Link:
 
     def require(self, granted: str, end: str, origin: str) -> None:
         """Raise CompileError unless the link has led to something in its own folder, or is an agent's own place."""
-        if not within(end, self.folder) and not _is_place(self.path, end):
+        if not within(end, self.folder) and not is_place(self.path, end):
             raise CompileError(
                 f"{granted} cannot be granted: {self.path} is a symbolic link out of its folder, to {end}; "
                 "name that path itself if it is meant",
@@ -96,7 +96,7 @@ class _Link:
             )
 
 
-def _is_place(link: str, end: str) -> bool:
+def is_place(link: str, end: str) -> bool:
     """Whether `link` is where an agent of the supervisor's finds its code, and `end` the code of its generation.
 
     `osmoda.supervisor.switch.store` keeps generations below the state directory, which nobody else may write, in

@@ -84,7 +84,7 @@ def wanted(asked: Asked, store: Store, search: Sequence[str]) -> Wanted:
         profile, at = _profile(unit.osmoda.profile)
     unit = _read(name, files, profile, search, asked.unit, confined=True)
     _refuse_own_writes(unit, profile, at)
-    content = Content(files, profile, code, _place(unit, code), asked.note)
+    content = Content(files, profile, code, _place(unit, code, asked.unit or f"{name}.service"), asked.note)
     return Wanted(name, content, baseline=baseline, snapshot=asked.snapshot)
 
 
@@ -121,22 +121,22 @@ def _installed(name: str, search: Sequence[str]) -> tuple[_Parts, Content | None
     profile, at = _profile(unit.osmoda.profile) if unit.osmoda.profile else (None, "")
     directory = os.path.normpath(unit.working_directory) if unit.working_directory else ""
     code = directory if directory != "/" and os.path.isdir(directory) else None
+    _refuse_own_writes(unit, profile, at)  # it may have to be gone back to
     parts = _Parts(files, profile, at, code)
-    return parts, Content(files, profile, code, _place(unit, code), "as it was before the first switch")
+    return parts, Content(files, profile, code, _place(unit, code, own), "as it was before the first switch")
 
 
-def _place(unit: Unit, code: str | None) -> str:
-    """Where the agent finds its code; empty for one that has none."""
+def _place(unit: Unit, code: str | None, shown: str) -> str:
+    """Where the agent finds its code; empty for one that has none. `shown` is the unit's file for people."""
     if code is None:
         return ""
-    at = unit.origins.get("Service.WorkingDirectory")
     directory = os.path.normpath(unit.working_directory) if unit.working_directory else ""
     if not directory:
-        raise UnitError("the code of an agent is found in its WorkingDirectory=, and this unit names none", at)
+        raise SwitchError(f"{shown}: the code of an agent is found in its WorkingDirectory=, and this unit names none")
     if directory in _NO_PLACE:
-        raise UnitError(
-            f"WorkingDirectory={directory} holds more than the code of one agent, so no generation can take its place",
-            at,
+        raise SwitchError(
+            f"{shown}: WorkingDirectory={directory} holds more than the code of one agent, so no generation can take "
+            "its place"
         )
     return place.canonical(directory)
 

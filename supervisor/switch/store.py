@@ -116,7 +116,9 @@ class Store:
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Be the one that drives switches. Raises SwitchError when another process is."""
-        fd = os.open(os.path.join(self.directory, "lock"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        fd = os.open(
+            os.path.join(self.directory, "lock"), os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
+        )
         try:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
