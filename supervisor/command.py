@@ -107,7 +107,10 @@ def _status(options: argparse.Namespace) -> int:
                 print(text)
     missing = [name for name in names if name not in {one["unit"] for one in found}]
     for name in missing:
-        print(f"{grammar.PROGRAM}: {clean(name)} is not loaded; was it ever started?", file=sys.stderr)
+        print(
+            f"{grammar.PROGRAM}: there is no unit {clean(name)} that could be read; `osmoda-watch check` says why",
+            file=sys.stderr,
+        )
     if missing:
         return _UNKNOWN
     return 0 if all(one["state"] in ("active", "reloading") for one in found) else _DOWN
@@ -158,10 +161,8 @@ def _top(options: argparse.Namespace) -> int:
         for one in units:
             span = now - began if one["sandbox"] in before else max(time.time() - one["since"], 0.001)
             one["cpu"] = 100 * (one["cpu_time"] - before.get(one["sandbox"], 0.0)) / max(span, 0.001)
-            rows.append(
-                (one["unit"], str(one["pid"]), f"{one['cpu']:.1f}", status_words.size(one["memory"]), str(one["tasks"]))
-                + (str(one["restarts"]), status_words.ago(time.time() - one["since"]))
-            )
+            numbers = (f"{one['cpu']:.1f}", status_words.size(one["memory"]), str(one["tasks"]), str(one["restarts"]))
+            rows.append((one["unit"], str(one["pid"]), *numbers, status_words.ago(time.time() - one["since"])))
         before, began = {one["sandbox"]: one["cpu_time"] for one in units}, now
         if options.json:
             print(json.dumps(units), flush=True)
@@ -189,9 +190,7 @@ def _logs(options: argparse.Namespace) -> int:
     return 0
 
 
-def _wanted_lines(
-    options: argparse.Namespace, folder: str, units: list[str], since: float
-) -> Iterator[log_view.Line]:
+def _wanted_lines(options: argparse.Namespace, folder: str, units: list[str], since: float) -> Iterator[log_view.Line]:
     if options.follow:
         last = options.lines if options.lines is not None else 10
         return log_view.follow(folder, units, last=last if not since else 1 << 30, since=since)
@@ -247,7 +246,12 @@ def _daemon(options: argparse.Namespace) -> int:
     from osmoda.supervisor import daemon
 
     search = [os.path.abspath(folder) for folder in options.search]
-    daemon.run(search, lambda: print("osmoda-watch: supervising", file=sys.stderr, flush=True))
+
+    def ready() -> None:
+        # In one piece: the thread that writes the logs writes here, too.
+        os.write(2, b"osmoda-watch: supervising\n")
+
+    daemon.run(search, ready)
     return 0
 
 

@@ -102,7 +102,9 @@ class Daemon:
         except OSError as error:
             raise SupervisorError(f"{error.filename}: {error.strerror}; generations are kept there") from None
         self.engine = Engine(self._search, self._logs, self._acts, store.unit_directories)
-        self._switches = Switches(store, EngineAgents(self.engine, self._runs), open_ledger, candidate.written)
+        self._switches = Switches(
+            store, EngineAgents(self.engine, self._runs), open_ledger, candidate.written, reading=self.engine.compiling
+        )
         loop = asyncio.get_running_loop()
         loop.set_default_executor(ThreadPoolExecutor(_THREADS, thread_name_prefix="waits"))
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -191,15 +193,14 @@ class Daemon:
 
     async def _status(self, request: Request, say: Say) -> Mapping[str, Any]:
         """The units asked for, or all that are loaded; with what their sandboxes use, unless `brief`."""
-        wanted = [name for name in self._full(request) if name in self.engine.units] or [*self.engine.units]
-        if request.units and not {*self._full(request)} & {*self.engine.units}:
-            wanted = []
+        held = await self.engine.look_up(self._full(request)) if request.units else [*self.engine.units.values()]
         running = {}
-        if not request.options.get("brief") and wanted:
+        if not request.options.get("brief") and held:
             found = await asyncio.to_thread(processes.running)
             running = {one.identity: one for one in found}
-        units = [snapshots.of(self.engine.units[name], running) for name in sorted(wanted)]
-        return {"done": True, "units": units, "sockets": self.engine.sockets.names(), "daemon": os.getpid()}
+        units = [snapshots.of(one, running) for one in sorted(held, key=lambda one: one.name)]
+        sockets = self.engine.sockets.names()
+        return {"done": True, "units": units, "sockets": sockets, "search": self._search, "daemon": os.getpid()}
 
     def _full(self, request: Request) -> list[str]:
         return [self.engine.full_name(name) for name in request.units]

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from osmoda.supervisor.states import Active
     from osmoda.supervisor.unit import Unit
 
-_AT_ONCE = 4  # profiles that are compiled beside each other
-
 type Reporter = Callable[[str, str], None]
 """Told of a unit, and of what becomes of it."""
 
@@ -54,7 +52,8 @@ class Engine:
         self.groups: dict[str, Group] = {}
         self.sockets = Sockets(lambda service: self.soon(self._activate(service)), logs)
         self._listening: dict[str, list[Callable[[], None]]] = {}
-        self._compiling = asyncio.Semaphore(_AT_ONCE)
+        # One at a time: the interpreter has one lock, and msgspec dies of two threads that need a new type's schema.
+        self.compiling = asyncio.Lock()
         self._background: set[asyncio.Task[object]] = set()
         self._around = Surroundings(logs, acts, self._changed, self._end_group, self.sockets.of)
         self._closing = False
@@ -90,8 +89,18 @@ class Engine:
 
     async def _prepare(self, unit: Unit) -> Prepared:
         """Compile it in another thread. Raises SupervisorError, SandboxError."""
-        async with self._compiling:
+        async with self.compiling:
             return await asyncio.to_thread(preparation.prepare, unit)
+
+    async def look_up(self, names: Sequence[str]) -> list[Supervised]:
+        """Services by name, whether they were ever started or not; those that cannot be read are left out."""
+        missing = [name for name in names if name not in self.units and name.endswith(".service")]
+        if missing:
+            units, _ = await self._read(missing)
+            for unit in units.values():
+                if unit.name in missing:
+                    self._held(unit)
+        return [self.units[name] for name in names if name in self.units]
 
     # --- what can be asked ---
 
@@ -99,12 +108,10 @@ class Engine:
         self, names: Sequence[str], *, by_hand: bool = True, report: Reporter | None = None
     ) -> list[Outcome]:
         """Start units and what they need, as they are on disk now, each as soon as those before it are up."""
-        sockets = [name for name in names if name.endswith(".socket")]
-        outcomes = [await self._listen(name) for name in sockets]
-        units, problems = await self._read(name for name in names if name not in sockets)
-        outcomes += [Outcome(name, False, text) for name, text in problems.items()]
-        for name, text in problems.items():
-            self._logs.say(name, text, 3)
+        wanted = [*map(self.full_name, names)]
+        outcomes = [await self._listen(name) for name in wanted if name.endswith(".socket")]
+        units, problems = await self._read(name for name in wanted if name.endswith(".service"))
+        outcomes += [self._refused(name, text) for name, text in problems.items()]
 
         async def one(unit: Unit, waited: Mapping[str, Outcome]) -> Outcome:
             return await self._start_one(unit, waited, by_hand=by_hand, report=report)
@@ -129,13 +136,13 @@ class Engine:
         missing = next((name for name in unit.dependencies.requisite if not self._is_up(name)), None)
         if missing is not None:
             return self._refused(unit.name, f"{missing}, without which it does not start (Requisite=), is not up")
-        held = self.units.get(unit.name)
-        if held is not None and held.machine.active in ("active", "reloading"):
+        held = self._held(unit)
+        if held.machine.active in ("active", "reloading"):
             return Outcome(unit.name, True)
         await self._stop_all(name for name in unit.dependencies.conflicts if name in self.units)
         if report is not None:
             report(unit.name, "starting")
-        if held is None or held.machine.sub in ("dead", "failed", "auto-restart"):
+        if held.machine.sub in ("dead", "failed", "auto-restart"):
             try:
                 prepared = await self._prepare(unit)
                 await self.sockets.open(self.loader, unit)
@@ -144,11 +151,12 @@ class Engine:
                 return Outcome(unit.name, True, str(skipped))
             except (SupervisorError, SandboxError) as error:
                 return self._refused(unit.name, str(error))
-            held = self._held(unit)
             held.read_again(unit, prepared, self._group(unit))
         if by_hand and held.machine.restarts.group is not None:
             held.machine.restarts.group.reset()
         done = await held.ask(StartAsked(by_hand), "start")
+        if done.ok:
+            held.last_problem = ""
         if report is not None:
             report(unit.name, "up" if done.ok else "failed")
         return Outcome(unit.name, done.ok, done.text)
@@ -281,7 +289,7 @@ class Engine:
 
     def full_name(self, name: str) -> str:
         """A unit as a person names it, with its suffix."""
-        return name if "." in name.rpartition("@")[2] and name.endswith((".service", ".socket")) else f"{name}.service"
+        return name if name.endswith((".service", ".socket")) else f"{name}.service"
 
     def _is_up(self, name: str) -> bool:
         held = self.units.get(name)

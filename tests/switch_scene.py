@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -145,7 +146,7 @@ async def trial(scene: Scene, what: Mapping[str, Any]) -> dict[str, Any]:
 
     async with Switches(store, agents, lambda: FileLedger(scene.ledger), written, observer=killer) as switches:
         # Data belongs to what a profile grants; here there is none.
-        switches._effects.data_of = lambda *_: [str(scene.data)]  # type: ignore[method-assign]
+        switches._effects.data_of = partial(data_of, scene)  # type: ignore[method-assign]
         await switches.recover()
         await autostart(store, agents, switches)
         if what["do"] == "switch":
@@ -160,6 +161,10 @@ async def trial(scene: Scene, what: Mapping[str, Any]) -> dict[str, Any]:
         outcome = look(scene, switches, agents)
     await agents.close()
     return outcome
+
+
+async def data_of(scene: Scene, *_: object) -> list[str]:
+    return [str(scene.data)]
 
 
 async def autostart(store: Store, agents: PlainAgents, switches: Switches) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from osmoda.ledger.errors import LedgerError
 from osmoda.supervisor.errors import SupervisorError
-from osmoda.supervisor.switch import data, phases, place, tree
+from osmoda.supervisor.switch import phases, place, tree
 from osmoda.supervisor.switch.effects import Effects, in_thread
 from osmoda.supervisor.switch.errors import SwitchError
 from osmoda.supervisor.switch.members import NixosSystem
@@ -112,6 +112,7 @@ class Switches:
         *,
         nixos: Generations | None = None,
         bounds: tree.Bounds | None = None,
+        reading: asyncio.Lock | None = None,
         observer: Callable[[str, Record, phases.Command], None] = lambda *_: None,
     ) -> None:
         self.store = store
@@ -120,7 +121,10 @@ class Switches:
         self._open_ledger = open_ledger
         self._nixos = nixos or NixosSystem()
         self._bounds = bounds or tree.Bounds()
-        self._effects = Effects(store, self.records, agents, self._nixos, open_ledger, written, self._bounds)
+        self.reading = reading or asyncio.Lock()
+        self._effects = Effects(
+            store, self.records, agents, self._nixos, open_ledger, written, self._bounds, self.reading
+        )
         self._observer = observer
         self._live: dict[int, _Live] = {}
         self._beginning = asyncio.Lock()
@@ -270,7 +274,7 @@ class Switches:
                 f"{after.place or 'none'}: an agent keeps its place (WorkingDirectory=)"
             )
         if one.snapshot:
-            data.folders(self._effects.data_of(old, after))
+            await self._effects.data_of(old, after)
         condition = await self._agents.condition(one.name)
         seals = (old.seal if old is not None else "", after.seal)
         ran = condition.running or not condition.given_up

@@ -41,6 +41,7 @@ class Effects:
         open_ledger: Callable[[], Ledger | None],
         written: Callable[[str], Sequence[str]],
         bounds: tree.Bounds,
+        reading: asyncio.Lock,
     ) -> None:
         self._store = store
         self._records = records
@@ -49,6 +50,7 @@ class Effects:
         self._open_ledger = open_ledger
         self._written = written
         self._bounds = bounds
+        self._reading = reading
 
     async def carry_out(self, command: phases.Command, record: Record) -> None:
         match command:
@@ -74,7 +76,7 @@ class Effects:
             case phases.Flip(member, generation):
                 await self._flip(member, generation)
             case phases.Snapshot(member):
-                await in_thread(self._snapshot, member, record.number)
+                await self._snapshot(member, record.number)
             case phases.Restore(member):
                 if member.before is not None:
                     await in_thread(data.restore, self._store.data(member.name, member.before), record.number)
@@ -96,12 +98,12 @@ class Effects:
         else:
             place.settle(self._store, member.name, where)
 
-    def _snapshot(self, member: Member, number: int) -> None:
+    async def _snapshot(self, member: Member, number: int) -> None:
         if member.before is not None:
             old = self._store.generation(member.name, member.before)
             new = self._store.generation(member.name, member.after)
-            trees = data.folders(self.data_of(old, new))
-            data.snapshot(self._store.data(member.name, member.before), number, trees, self._bounds)
+            target = self._store.data(member.name, member.before)
+            await in_thread(data.snapshot, target, number, await self.data_of(old, new), self._bounds)
 
     def _tell(self, entries: Sequence[Mapping[str, Any]]) -> None:
         ledger = self._open_ledger()
@@ -120,10 +122,12 @@ class Effects:
             self._store.prune(member.name, record.keep, record.keep_seconds, needed, time.time())
         self._records.prune()
 
-    def data_of(self, *generations: Generation | None) -> list[str]:
-        """The paths that generations of an agent may write."""
+    async def data_of(self, *generations: Generation | None) -> list[str]:
+        """The folders of data that generations of an agent may write. Raises SwitchError."""
         profiles = [one.profile for one in generations if one is not None and one.profile is not None]
-        return [path for profile in profiles for path in self._written(profile)]
+        async with self._reading:
+            paths = [path for profile in profiles for path in await in_thread(self._written, profile)]
+        return data.folders(paths)
 
 
 async def in_thread[**P, T](function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:

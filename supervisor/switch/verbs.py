@@ -83,7 +83,8 @@ def verbs(switches: Switches, search: Callable[[], Sequence[str]]) -> dict[str, 
             raise SwitchError(
                 "a probation lasts up to 30 days, and restarts that lead back and generations kept are at least 1"
             )
-        wanted = [await asyncio.to_thread(candidate.wanted, one, switches.store, search()) for one in asked.agents]
+        async with switches.reading:
+            wanted = [await asyncio.to_thread(candidate.wanted, one, switches.store, search()) for one in asked.agents]
         record = await switches.begin(
             wanted,
             Terms(asked.probation, asked.restarts, asked.window),
