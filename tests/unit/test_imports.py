@@ -12,13 +12,14 @@ import pytest
 
 import osmoda.egress
 import osmoda.host
+import osmoda.ledger
 import osmoda.sandbox
 from tests.worlds import REPOSITORY, World
 
 TEXT = (REPOSITORY / "docs" / "architecture.md").read_text()
-ROWS = re.findall(r"^\| `((?:host|egress|sandbox)/[\w/]+)` \| (yes)? ?\| (.+) \|$", TEXT, re.MULTILINE)
+ROWS = re.findall(r"^\| `((?:host|ledger|egress|sandbox)/[\w/]+)` \| (yes)? ?\| (.+) \|$", TEXT, re.MULTILINE)
 HOT = [name for name, hot, _ in ROWS if hot]
-ROOMS = {"host": osmoda.host, "egress": osmoda.egress, "sandbox": osmoda.sandbox}
+ROOMS = {"host": osmoda.host, "ledger": osmoda.ledger, "egress": osmoda.egress, "sandbox": osmoda.sandbox}
 
 # What a hot module may load besides others: modules of C that are built in on some interpreters and files on others.
 OF_C = {"_ctypes", "_heapq", "_sha2", "_socket", "fcntl", "select", "termios"}
@@ -54,7 +55,7 @@ def loaded(*names):
 
 def allowed():
     hot = {module(name) for name in HOT}
-    packages = {"osmoda", "osmoda.host", "osmoda.egress", "osmoda.sandbox", "osmoda.sandbox.operations"}
+    packages = {"osmoda", *[f"osmoda.{room}" for room in ROOMS], "osmoda.sandbox.operations"}
     return hot | packages | OF_C | {*sys.builtin_module_names, "__future__"}
 
 
@@ -66,7 +67,7 @@ def test_every_module_is_named_once():
         os.path.relpath(path, REPOSITORY).removesuffix(".py")
         for room in ROOMS
         for path in (REPOSITORY / room).rglob("*.py")
-    } - {"host/__init__"}
+    } - {"host/__init__", "ledger/__init__"}
     named = [name for name, _, _ in ROWS]
     assert sorted(named) == sorted(files)
 
