@@ -119,18 +119,23 @@ def _installed(name: str, search: Sequence[str]) -> tuple[_Parts, Content | None
     files = {f"{name}.service": _bytes(own)}
     files |= {f"{name}.service.d/{os.path.basename(path)}": _bytes(path) for path in drop_ins}
     profile, at = _profile(unit.osmoda.profile) if unit.osmoda.profile else (None, "")
-    directory = os.path.normpath(unit.working_directory) if unit.working_directory else ""
-    code = directory if directory != "/" and os.path.isdir(directory) else None
+    directory = _directory(unit)
+    code = directory if directory not in _NO_PLACE and os.path.isdir(directory) else None
     _refuse_own_writes(unit, profile, at)  # it may have to be gone back to
     parts = _Parts(files, profile, at, code)
     return parts, Content(files, profile, code, _place(unit, code, own), "as it was before the first switch")
+
+
+def _directory(unit: Unit) -> str:
+    """Its working directory; empty for none, and for the home of whoever runs it."""
+    return os.path.normpath(unit.working_directory) if unit.working_directory.startswith("/") else ""
 
 
 def _place(unit: Unit, code: str | None, shown: str) -> str:
     """Where the agent finds its code; empty for one that has none. `shown` is the unit's file for people."""
     if code is None:
         return ""
-    directory = os.path.normpath(unit.working_directory) if unit.working_directory else ""
+    directory = _directory(unit)
     if not directory:
         raise SwitchError(f"{shown}: the code of an agent is found in its WorkingDirectory=, and this unit names none")
     if directory in _NO_PLACE:
@@ -176,7 +181,7 @@ def _read(
         try:
             unit = Loader((folder, *search)).load(f"{name}.service")
             # The standard profile shows the working directory, which the first generation of a new agent makes.
-            if confined and (unit.osmoda.profile or os.path.isdir(unit.working_directory)):
+            if confined and (unit.osmoda.profile or os.path.isdir(_directory(unit))):
                 confine(unit)
         except UnitError as error:
             # The person knows the file under another name.
@@ -206,16 +211,17 @@ def _refuse_own_writes(unit: Unit, profile: bytes | None, at: str) -> None:
         raise SwitchError(
             f"{at} has paths relative to its folder, which a generation does not keep; write them in full"
         )
-    where = place.canonical(unit.working_directory) if unit.working_directory not in ("", "/") else ""
-    if not where:
+    directory = _directory(unit)
+    if directory in ("", "/"):
         return
+    where = place.canonical(directory)
     for index, path in enumerate(here.filesystem.write):
-        if within(path, where) or within(where, path) or within(path, unit.working_directory):
+        if within(path, where) or within(where, path) or within(path, directory):
             raise SwitchError(
                 f"{here.origin('filesystem', 'write', index)}: the code of a generation is not written, and {path} "
                 f"would reach {where}; let the agent write to a folder outside it"
             )
-    workspace = unit.osmoda.workspace or unit.working_directory
+    workspace = unit.osmoda.workspace or directory
     if here.filesystem.workspace != "none" and within(place.canonical(workspace), where):
         raise SwitchError(
             f"{here.origin('filesystem', 'workspace')}: the code of a generation is not written, and the workspace is "
