@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from osmoda.ledger.client import Ticket
     from osmoda.sandbox.doorway import Doorway
     from osmoda.sandbox.launch import Launched
 
@@ -100,6 +101,12 @@ class Watched:
         self.on_ready: Callable[[], None] | None = None
         """Called when all is applied: a sandbox that waits in a pool can be given its command."""
         self.on_start: Callable[[], None] | None = None
+        self.on_main_end: Callable[[int], None] | None = None
+        """Called with the wait status of a supervised command that has ended, whatever else is still there."""
+        self.by_order = False
+        """Its first process must not be killed before it has killed the others itself: tier 0, supervised."""
+        self.notify = -1
+        """The socket for notifications, as it was made inside: whoever takes it puts -1 in its place."""
         self.sockets: list[int] = []
         """The way out of a waiting sandbox, as it was made inside, until it has a doorway."""
         self.listener = -1
@@ -122,17 +129,29 @@ class Watched:
         self._deadline = monitor.call_at(self.started + _SET_UP, self._not_set_up, self)
         # What the command waits for; a command that waits for nothing is not told to go on.
         self._to_come: set[str] = {"terminal"} if launched.command.terminals else set()
-        if launched.doorway is not None:
+        if launched.doorway is not None or launched.plan.egress:
             self._to_come.add("gateway")
+        if launched.doorway is not None:
             launched.doorway.watch(self)
+        if launched.recorded:
+            self._to_come.add("ledger")
+            monitor.recorded = True
+        if launched.ticket is not None:
+            self._await_ledger(launched.ticket)
 
     def send_signal(self, number: int) -> None:
         """Signal the command; before it has started, or after it has ended, remember or forget it."""
         if number == _SIGKILL:
             if self._dying is None:
                 self._dying = self.monitor.call_at(time.monotonic() + _DYING, self._does_not_end, self)
-            syscalls.pidfd_send_signal(self.launched.pidfd, _SIGKILL)
-        elif self.command < 0:
+            if not (self.by_order and self.order(b"K")):
+                syscalls.pidfd_send_signal(self.launched.pidfd, _SIGKILL)
+        else:
+            self.signal_command(number)
+
+    def signal_command(self, number: int) -> None:
+        """The same for the command alone, with SIGKILL too."""
+        if self.command < 0:
             self._pending.append(number)
         else:
             try:
@@ -140,11 +159,41 @@ class Watched:
             except ProcessLookupError:
                 return
 
+    def order(self, message: bytes) -> bool:
+        """Tell the first process of a supervised sandbox what to do; false when it has ended."""
+        try:
+            self.launched.control.send(message)
+        except OSError:
+            return False
+        return True
+
     def may_start(self, thing: str) -> None:
         """`thing` ("terminal", "gateway") is there; with the last of them the command starts."""
         self._to_come.discard(thing)
         if not self._to_come:
             self.go_on()
+
+    def _await_ledger(self, ticket: Ticket) -> None:
+        from osmoda.sandbox import recording
+
+        def told(error: str) -> None:
+            if error:
+                self.fail(recording.not_run(error))
+            else:
+                self.may_start("ledger")
+
+        recording.recorder().attend(self.monitor, ticket, told)
+
+    def _put_on_ledger(self, argv: tuple[str, ...], words: int, digest: str) -> None:
+        """A sandbox that has waited has its command."""
+        from osmoda.sandbox import recording
+
+        try:
+            self.launched.ticket = recording.recorder().launch(self.launched, argv, words, digest)
+        except SandboxError as error:
+            self.fail(error)
+        else:
+            self._await_ledger(self.launched.ticket)
 
     def fail(self, error: SandboxError) -> None:
         """It cannot go on: what is there of it is ended, and `error` is the outcome."""
@@ -204,7 +253,16 @@ class Watched:
                 self.started = marshal.loads(data[2:])
                 self.on_start()
             for number in self._pending:
-                self.send_signal(number)
+                self.signal_command(number)
+        elif kind == b"A":
+            self._put_on_ledger(*marshal.loads(data[1:]))
+        elif kind == b"N":
+            self.notify = descriptors.pop(0)
+        elif kind == b"M":
+            self._end = marshal.loads(data[1:])
+            if self.on_main_end:
+                assert self._end is not None
+                self.on_main_end(self._end[0])
         elif kind == b"Z":
             if self.on_stop:
                 self.on_stop()
@@ -397,6 +455,8 @@ class Watched:
             posix.close(self.command)
         for fd in self.sockets:
             posix.close(fd)
+        if self.notify >= 0:
+            posix.close(self.notify)
         if self._mounts is not None:
             self.monitor.unregister(self._mounts.fd)
             self._mounts.close()
@@ -434,6 +494,7 @@ class Watched:
         if callback is _told:
             return
         if self._error is not None:
+            self._record_failure(str(self._error))
             callback(self._error)
             return
         assert self._end is not None
@@ -466,7 +527,17 @@ class Watched:
 
             limits = (outcome.oom_kills, outcome.forks_refused, self.timed_out)
             live_feed.tell(self.launched, *self._told(self._untold), limits)
+        if self.launched.ticket is not None:
+            from osmoda.sandbox import recording
+
+            recording.recorder().end(self.launched, outcome)
         callback(outcome)
+
+    def _record_failure(self, error: str) -> None:
+        if self.launched.ticket is not None:
+            from osmoda.sandbox import recording
+
+            recording.recorder().failed(self.launched, error)
 
 
 def _is_watched() -> bool:
@@ -489,6 +560,8 @@ class Monitor:
         self._ready: dict[int, Callable[[], None]] = {}
         self._timers: list[_Timer] = []
         self.sandboxes: set[Watched] = set()
+        self.recorded = False
+        """Whether something of its sandboxes is put on the ledger."""
 
     def watch(
         self, launched: Launched, on_end: Callable[[Outcome | SandboxError], None], timeout: float = 0.0
@@ -574,6 +647,10 @@ class Monitor:
             watched.send_signal(_SIGKILL)
         while self.sandboxes:
             self.step()
+        if self.recorded:
+            from osmoda.sandbox import recording
+
+            recording.leave(self)
         launch.dismiss_janitor()
         self._poll.close()
 

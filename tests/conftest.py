@@ -7,7 +7,10 @@ pytest_plugins = [
     "pytester",
     "tests.worlds",
     "tests.leftovers",
+    "tests.ledgers",
     "tests.internet",
     "tests.internet_servers",
     "tests.sandboxed",
+    "tests.watched",
+    "tests.running",
 ]

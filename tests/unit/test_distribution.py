@@ -52,6 +52,14 @@ def test_every_folder_with_modules_is_declared_as_a_package():
     assert {f"osmoda.{folder}" for folder in folders} == set(PROJECT["tool"]["setuptools"]["packages"])
 
 
+def test_the_commands_are_the_same_script_which_its_name_tells_apart():
+    scripts = [REPOSITORY / name for name in PROJECT["tool"]["setuptools"]["script-files"]]
+    for script in scripts:
+        assert not script.is_symlink()
+        assert script.stat().st_mode & 0o111 == 0o111
+        assert script.read_bytes() == SCRIPT.read_bytes(), f"{script.name} differs from {SCRIPT.name}"
+
+
 def test_the_lock_holds_every_declared_dependency():
     lock = (REPOSITORY / "requirements-ci.txt").read_text()
     locked = {canonical(name) for name in re.findall(r"^([\w.-]+)==", lock, re.MULTILINE)}
