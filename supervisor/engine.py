@@ -17,6 +17,7 @@ from osmoda.supervisor.restarts import Group
 from osmoda.supervisor.shared_watch import SharedWatch
 from osmoda.supervisor.state_messages import GaveUp, ReloadAsked, ResetAsked, RestartAsked, StartAsked, StopAsked
 from osmoda.supervisor.supervised import Supervised, Surroundings
+from osmoda.supervisor.unit_files import search_path
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -43,17 +44,20 @@ class Outcome:
 class Engine:
     """All services of one daemon. To be used in one event loop; `close` ends what runs."""
 
-    def __init__(self, search: Sequence[str], logs: Logs, acts: Acts) -> None:
+    def __init__(
+        self, search: Sequence[str], logs: Logs, acts: Acts, generations: Callable[[], Sequence[str]] = tuple
+    ) -> None:
         self._search = tuple(search)
+        self._generations = generations  # folders of units that go before all others
         self._logs = logs
         self._acts = acts
         self.units: dict[str, Supervised] = {}
         self.groups: dict[str, Group] = {}
         self.admission = Admission()
         self.sockets = Sockets(lambda service: self.soon(self._activate(service)), logs)
-        self._listening: dict[str, set[asyncio.Queue[str]]] = {}
+        self._listening: dict[str, list[Callable[[], None]]] = {}
         # One at a time: the interpreter has one lock, and msgspec dies of two threads that need a new type's schema.
-        self._compiling = asyncio.Lock()
+        self.compiling = asyncio.Lock()
         self._background: set[asyncio.Task[object]] = set()
         self._around = Surroundings(logs, acts, self._changed, self._end_group, self.sockets.of)
         self._closing = False
@@ -63,7 +67,8 @@ class Engine:
 
     def loader(self) -> Loader:
         """The units as they are on disk now."""
-        return Loader(self._search)
+        generations = tuple(self._generations())
+        return Loader((*generations, *(self._search or search_path())) if generations else self._search)
 
     async def _read(self, names: Iterable[str]) -> tuple[dict[str, Unit], dict[str, str]]:
         """Units by name with all that they pull in; and why some could not be read. Another thread reads."""
@@ -89,7 +94,7 @@ class Engine:
 
     async def _prepare(self, unit: Unit) -> Prepared:
         """Compile it in another thread. Raises SupervisorError, SandboxError."""
-        async with self._compiling:
+        async with self.compiling:
             return await asyncio.to_thread(preparation.prepare, unit)
 
     async def look_up(self, names: Sequence[str]) -> list[Supervised]:
@@ -306,8 +311,8 @@ class Engine:
     # --- what happens ---
 
     def _changed(self, held: Supervised, before: Active, after: Active) -> None:
-        for queue in self._listening.get(held.name, ()):
-            queue.put_nowait(held.name)
+        for hear in tuple(self._listening.get(held.name, ())):
+            hear()
         if self._closing or before == after:
             return
         if after in ("inactive", "failed"):
@@ -316,6 +321,11 @@ class Engine:
             bound = [name for name, one in self.units.items() if held.name in one.unit.dependencies.binds_to]
             if bound:
                 self.soon(self._stop_all(bound))
+
+    def listen(self, name: str, hear: Callable[[], None]) -> Callable[[], None]:
+        """Have `hear` called at once whenever state or health of a unit changes; the value ends that."""
+        self._listening.setdefault(name, []).append(hear)
+        return lambda: self._listening[name].remove(hear)
 
     def _end_group(self, first: Supervised, text: str) -> None:
         name = first.unit.osmoda.group
