@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tomllib
 from typing import TYPE_CHECKING, Any
 
 import shtab
@@ -189,6 +188,8 @@ def _send(options: argparse.Namespace, begin: Mapping[str, Any]) -> int:
 
 
 def _plan(path: str) -> dict[str, Any]:
+    import tomllib
+
     try:
         with open(path, "rb") as file:
             found = tomllib.load(file)

@@ -20,7 +20,7 @@ from osmoda.supervisor.switch import phases, place, tree
 from osmoda.supervisor.switch.effects import Effects, in_thread
 from osmoda.supervisor.switch.errors import SwitchError
 from osmoda.supervisor.switch.members import NixosSystem
-from osmoda.supervisor.switch.record import Member, Moment, Record, Records, Terms
+from osmoda.supervisor.switch.record import MOST_MEMBERS, Member, Moment, Record, Records, Terms
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from osmoda.supervisor.switch.members import Generations
     from osmoda.supervisor.switch.store import Content, Generation, Store
 
+_RECOVERY = 30.0  # seconds that others wait for the recovery
 _LOOK_AGAIN = 10.0  # seconds after which agents are asked for their condition, whatever they have said meanwhile
 
 
@@ -42,7 +43,7 @@ def moment() -> Moment:
     return Moment(time.time(), time.clock_gettime(time.CLOCK_BOOTTIME), boot)
 
 
-class Wanted:
+class Proposed:
     """An agent that is to be switched: to a generation made from `content`, or to one that is there already.
 
     `baseline` is what it runs from now, where it has no generation yet; `snapshot`: its data is copied, and put back
@@ -145,17 +146,36 @@ class Switches:
 
     # --- what is asked for ---
 
-    async def recover(self) -> None:
-        """Take up what a process before this one has left, before agents are started. Waits until each is settled."""
+    async def recover(self) -> list[str]:
+        """Take up what a process before this one has left, before agents are started.
+
+        Waits until each is settled, but not for long: other agents want to be started. What cannot be taken up, since
+        it cannot be read, is told in sentences.
+        """
+        problems = []
         async with self._beginning:
-            await in_thread(self.store.clean)
-            for record in await in_thread(self.records.unfinished):
-                self._drive(phases.Switch.resume(record, moment()))
-        await asyncio.gather(*(self.settled(number) for number in tuple(self._live)))
+            try:
+                await in_thread(self.store.clean)
+            except OSError as error:
+                problems.append(f"what a killed daemon has left half made stays there: {_words(error)}")
+            for number in self.records.numbers():
+                try:
+                    record = await in_thread(self.records.load, number)
+                except SwitchError as error:
+                    problems.append(str(error))
+                    continue
+                if not record.finished or record.untold:
+                    self._drive(phases.Switch.resume(record, moment()))
+        waits = [asyncio.create_task(self.settled(number)) for number in tuple(self._live)]
+        if waits:
+            _, late = await asyncio.wait(waits, timeout=_RECOVERY)
+            for one in late:
+                one.cancel()
+        return problems
 
     async def begin(
         self,
-        wanted: Sequence[Wanted],
+        proposed: Sequence[Proposed],
         terms: Terms,
         *,
         system: int | None = None,
@@ -168,7 +188,9 @@ class Switches:
         Returns when it has begun, which `settled` waits for the outcome of.
         """
         async with self._beginning:
-            names = [one.name for one in wanted]
+            names = [one.name for one in proposed]
+            if len(names) > MOST_MEMBERS:
+                raise SwitchError(f"at most {MOST_MEMBERS} agents are switched together, not {len(names)}")
             if len({*names}) != len(names):
                 raise SwitchError("an agent takes part in a switch once")
             for name in names:
@@ -178,7 +200,7 @@ class Switches:
             await in_thread(self._require_ledger)
             made: list[Generation] = []
             try:
-                members = [await self._member(one, made) for one in wanted]
+                members = [await self._member(one, made) for one in proposed]
                 if system is not None:
                     await in_thread(self._nixos.verify, system)
                     members.append(Member("nixos", "system", self._nixos.current(), system))
@@ -251,7 +273,7 @@ class Switches:
         if ledger is not None:
             ledger.close()
 
-    async def _member(self, one: Wanted, made: list[Generation]) -> Member:
+    async def _member(self, one: Proposed, made: list[Generation]) -> Member:
         now = time.time()
         before = self.store.current(one.name)
         if before is None and one.baseline is not None:
@@ -305,6 +327,8 @@ class Switches:
                 live.answer(moment())
         finally:
             del self._live[switch.record.number]
+            for member in switch.record.agents:
+                self._agents.release(member.name)
             for _, answer in live.requests:
                 if not answer.done():
                     answer.set_exception(SwitchError(f"switch {switch.record.number} is over"))

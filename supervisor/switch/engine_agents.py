@@ -31,6 +31,7 @@ class EngineAgents:
         unit = self._engine.full_name(name)
         self._listen(name)
         self._sick.pop(name, None)
+        self.release(name)
         # A generation that could not be started often enough must not keep the one before it from being started.
         self._engine.reset_failed([unit])
         outcomes = await self._engine.start([unit])
@@ -46,6 +47,7 @@ class EngineAgents:
         """See `Agents`."""
         unit = self._engine.full_name(name)
         before = self._running()
+        self._engine.held_back[unit] = f"{name} is being switched; `osmoda-watch switch status` says how that stands"
         outcomes = await self._engine.stop([unit])
         refused = next((one.text for one in outcomes if one.unit == unit and not one.ok), None)
         if refused is not None:
@@ -53,6 +55,10 @@ class EngineAgents:
         self._wanted(unit, False)
         along = sorted(before - self._running() - {unit})
         self._along[name] = [*self._along.get(name, []), *along]
+
+    def release(self, name: str) -> None:
+        """See `Agents`."""
+        self._engine.held_back.pop(self._engine.full_name(name), None)
 
     def _running(self) -> set[str]:
         return {name for name, held in self._engine.units.items() if not held.machine.is_down}

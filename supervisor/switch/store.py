@@ -300,6 +300,9 @@ class Store:
 
     def clean(self) -> None:
         """Remove what a process that was killed has left half made or half removed. Raises OSError."""
+        for entry in os.listdir(self.records):
+            if entry.endswith(".new"):
+                os.unlink(os.path.join(self.records, entry))
         for name in self.agents():
             generations = self._generations(name)
             if not os.path.isdir(generations):

@@ -38,6 +38,9 @@ class Begin(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     wait: bool = False
 
 
+_BEGIN = msgspec.json.Decoder(Begin)
+
+
 def view(record: Record, switch: Switch | None = None) -> dict[str, Any]:
     """A switch as JSON has it; of one that is driven also what comes next, and when (`seconds_left`)."""
     found: dict[str, Any] = {
@@ -74,7 +77,7 @@ def verbs(switches: Switches, search: Callable[[], Sequence[str]]) -> dict[str, 
 
     async def begin(request: Request, say: Say) -> Mapping[str, Any]:
         try:
-            asked = msgspec.json.decode(str(request.options.get("begin", "")), type=Begin)
+            asked = _BEGIN.decode(str(request.options.get("begin", "")))
         except msgspec.ValidationError as error:
             raise SwitchError(f"that is no switch: {error}") from None
         if not asked.agents and asked.system is None:
@@ -84,9 +87,10 @@ def verbs(switches: Switches, search: Callable[[], Sequence[str]]) -> dict[str, 
                 "a probation lasts up to 30 days, and restarts that lead back and generations kept are at least 1"
             )
         async with switches.reading:
-            wanted = [await asyncio.to_thread(candidate.wanted, one, switches.store, search()) for one in asked.agents]
+            where = search()
+            proposed = [await asyncio.to_thread(candidate.proposed, one, switches.store, where) for one in asked.agents]
         record = await switches.begin(
-            wanted,
+            proposed,
             Terms(asked.probation, asked.restarts, asked.window),
             system=asked.system,
             keep=asked.keep,

@@ -5,14 +5,19 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.ledgers import events_of
 from tests.watched import PYTHON, Watch, eventually
+from tests.worlds import World
 
+KILLS = max(int(os.environ.get("OSMODA_SWITCH_KILLS", "0")) // 10, 2)
 AGENT = """\
 import os, time
 print("generation", {generation}, flush=True)
@@ -133,6 +138,58 @@ def test_from_one_generation_to_the_next_and_back(watch: Watch) -> None:
         ("3", "rolled-back"),
         ("4", "rolled-back"),
     ]
+
+
+@pytest.mark.orphans  # the ledger's service
+def test_what_is_switched_is_on_the_ledger(recorded: World, watch: Watch) -> None:
+    agent(watch)
+    watch.do("switch", "begin", "agent", "--code", build(watch, 2))
+    watch.do("switch", "rollback", "agent")
+    watch.down()
+    events = events_of(recorded)
+    told: list[Any] = [event["event"] for event in events if event["kind"] == "switch"]
+    assert [event["phase"] for event in told] == ["staged", "switching", "probation", "rolling-back", "rolled-back"]
+    assert [event["step"] for event in told] == [0, 1, 2, 3, 4]
+    assert told[1]["members"][0]["after"] == 2
+    kinds = [event["kind"] for event in events]
+    assert kinds.index("start") < kinds.index("switch") < kinds.index("stop"), "before anything is done"
+
+
+@pytest.mark.orphans
+def test_a_daemon_that_is_killed_at_random_moments(watch: Watch) -> None:
+    """`OSMODA_SWITCH_KILLS=1000` makes it 100 kills."""
+    chance = random.Random(os.environ.get("OSMODA_SWITCH_SEED", "osmoda"))
+    agent(watch)
+    phases: dict[str, int] = {}
+    for number in range(2, 2 + KILLS):
+        code = build(watch, number)
+        argv = watch.world.osmoda_argv("switch", "begin", "agent", "--code", code, command="osmoda-watch")
+        with watch.world.popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as asking:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                asking.wait(0.1 + chance.random() * 0.5)
+            watch.down(signal.SIGKILL)
+            asking.communicate(timeout=30)
+        watch.up()
+        found = eventually(lambda: settled(watch), "the switch was settled")
+        phases[found["phase"]] = phases.get(found["phase"], 0) + 1
+        if found["phase"] == "never":
+            continue
+        member = found["members"][0]
+        expected = member["before"] if found["phase"] == "rolled-back" else member["after"]
+        listed = json.loads(watch.do("switch", "list", "--json"))
+        assert [one["generation"] for one in listed if one["current"]] == [expected]
+        runs(watch, expected)
+        if found["phase"] == "probation":
+            watch.do("switch", chance.choice(["commit", "rollback"]), "agent")
+    print(phases)
+
+
+def settled(watch: Watch) -> dict[str, Any] | None:
+    """The last switch, once nothing of it is going on; of phase "never" where there was none."""
+    found = json.loads(watch.run("switch", "status", "agent", "--json").stdout)
+    if not found:
+        return {"phase": "never"}
+    return found[0] if found[0]["phase"] in ("committed", "probation", "rolled-back") else None
 
 
 @pytest.mark.orphans  # the daemon's sandboxes, when it is killed
