@@ -11,7 +11,7 @@ import posix
 
 from osmoda.egress.loop import IN
 from osmoda.host import paths
-from osmoda.ledger.client import GREETING, Ledger, text
+from osmoda.ledger.client import GREETING, Ledger, printable
 from osmoda.ledger.errors import LedgerError
 
 TYPE_CHECKING = False
@@ -58,14 +58,16 @@ class Feed:
         session.ledger_noted += 1
         if session.ledger_noted > _PER_SECOND:
             return
-        self._submit({"identity": session.identity, "agent": text(session.agent or session.profile), **_clean(fields)})
+        self._submit(
+            {"identity": session.identity, "agent": printable(session.agent or session.profile), **_clean(fields)}
+        )
 
     def sum_up(self, session: Session) -> None:
         """Say how many verdicts of a second, or at the session's end, got no event of their own."""
         others = session.ledger_noted - _PER_SECOND
         session.ledger_noted = 0
         if others > 0:
-            self._submit({"identity": session.identity, "agent": text(session.agent), "others": others})
+            self._submit({"identity": session.identity, "agent": printable(session.agent), "others": others})
 
     def _submit(self, fields: dict[str, object]) -> None:
         ticket = self._ledger.submit("egress", fields)
@@ -200,7 +202,7 @@ def _clean(fields: dict[str, object]) -> dict[str, object]:
     for name, value in fields.items():
         if isinstance(value, str):
             if value:
-                found[name] = text(value)[:_LONGEST]
+                found[name] = printable(value)[:_LONGEST]
         elif isinstance(value, int):
             found[name] = value
     return found

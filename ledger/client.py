@@ -53,7 +53,7 @@ def open_ledger(*, start: bool = True) -> Ledger | None:
     return ledger
 
 
-def text(value: str) -> str:
+def printable(value: str) -> str:
     """As it can be written: bytes that are no UTF-8 (of names, of arguments) in Python's escaped form."""
     return value.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
@@ -289,7 +289,7 @@ class Ledger:
                 look.register(self._socket.fileno(), select.POLLIN)
                 if not look.poll(max(until - time.monotonic(), 0) * 1000):
                     self._lose("the ledger's service does not answer")
-                    raise ServiceGone(self.lost)
+                    raise LedgerError(self.lost)
                 self.hear()
                 if self._refused:
                     raise LedgerError(self.lost)

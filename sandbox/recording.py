@@ -9,9 +9,9 @@ from __future__ import annotations
 import posix
 import time
 
-from osmoda.ledger.client import PATIENCE, Ledger, ServiceGone, text
+from osmoda.ledger.client import PATIENCE, Ledger, ServiceGone, open_ledger, printable
 from osmoda.ledger.errors import LedgerError
-from osmoda.sandbox.errors import LaunchError
+from osmoda.sandbox.errors import LaunchError, SandboxError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,6 +39,17 @@ def recorder() -> Recorder:
             raise not_run(str(error)) from None
         _recorder = Recorder(made)
     return _recorder
+
+
+def act(kind: str, fields: dict[str, Any]) -> None:
+    """Put an act on the ledger, where there is one, before it is done. Raises SandboxError where that cannot be."""
+    try:
+        ledger = open_ledger()
+        if ledger is not None:
+            with ledger:
+                ledger.append(kind, fields)
+    except LedgerError as error:
+        raise SandboxError(f"it cannot be put on the ledger, so it was not done: {error}") from None
 
 
 def leave(monitor: Monitor) -> None:
@@ -80,13 +91,13 @@ class Recorder:
             "launch",
             {
                 "identity": launched.identity,
-                "agent": text(launched.agent or plan.name),
+                "agent": printable(launched.agent or plan.name),
                 "tier": plan.tier,
-                "profile": text(plan.files[0] if plan.files else plan.name),
+                "profile": printable(plan.files[0] if plan.files else plan.name),
                 "plan": plan.fingerprint().hex(),
                 "degraded": [entry.layer for entry in plan.degraded],
                 "init": launched.pid,
-                "argv": [text(word) for word in argv],
+                "argv": [printable(word) for word in argv],
                 **cut,
             },
         )
@@ -119,7 +130,7 @@ class Recorder:
 
     def failed(self, launched: Launched, error: str) -> None:
         """Submit that a launch has come to nothing, or was ended."""
-        self._later("end", {"identity": launched.identity, "error": text(error)})
+        self._later("end", {"identity": launched.identity, "error": printable(error)})
 
     def _later(self, kind: str, fields: dict[str, Any]) -> None:
         """What has happened is no act that could be stopped: what cannot be written of it is said at the end."""
@@ -213,7 +224,7 @@ def _denial(identity: str, denial: RawDenial) -> dict[str, Any]:
         "call": denial.number,
         "architecture": denial.architecture,
         "arguments": [f"{argument:#x}" for argument in denial.arguments],
-        "command": text(denial.command),
+        "command": printable(denial.command),
         "first_ms": int(denial.time * 1000),
         "count": denial.count,
     }

@@ -172,7 +172,8 @@ class Daemon:
     async def _start(self, request: Request, say: Say) -> Mapping[str, Any]:
         with suppress(OSError):  # where it cannot be written, a killed daemon's successor does not know of it
             self._wanted.start(self._full(request))
-        return _done(await self.engine.start(request.units, report=_reporter(say)))
+        forced = bool(request.options.get("force"))
+        return _done(await self.engine.start(request.units, report=_reporter(say), forced=forced))
 
     async def _stop(self, request: Request, say: Say) -> Mapping[str, Any]:
         with suppress(OSError):

@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING
 from osmoda.sandbox.errors import SandboxError
 from osmoda.supervisor import jobs, preparation
 from osmoda.supervisor.activation import Sockets
+from osmoda.supervisor.admission import Admission
 from osmoda.supervisor.errors import SupervisorError
 from osmoda.supervisor.loading import Loader
+from osmoda.supervisor.logs import DAEMON
 from osmoda.supervisor.restarts import Group
+from osmoda.supervisor.shared_watch import SharedWatch
 from osmoda.supervisor.state_messages import GaveUp, ReloadAsked, ResetAsked, RestartAsked, StartAsked, StopAsked
 from osmoda.supervisor.supervised import Supervised, Surroundings
 from osmoda.supervisor.unit_files import search_path
@@ -50,6 +53,7 @@ class Engine:
         self._acts = acts
         self.units: dict[str, Supervised] = {}
         self.groups: dict[str, Group] = {}
+        self.admission = Admission()
         self.sockets = Sockets(lambda service: self.soon(self._activate(service)), logs)
         self._listening: dict[str, list[Callable[[], None]]] = {}
         self.held_back: dict[str, str] = {}
@@ -59,6 +63,7 @@ class Engine:
         self._background: set[asyncio.Task[object]] = set()
         self._around = Surroundings(logs, acts, self._changed, self._end_group, self.sockets.of)
         self._closing = False
+        self.shared = SharedWatch(self.units, acts, lambda text: logs.say(DAEMON, text, 4))
 
     # --- units ---
 
@@ -107,16 +112,19 @@ class Engine:
     # --- what can be asked ---
 
     async def start(
-        self, names: Sequence[str], *, by_hand: bool = True, report: Reporter | None = None
+        self, names: Sequence[str], *, by_hand: bool = True, report: Reporter | None = None, forced: bool = False
     ) -> list[Outcome]:
-        """Start units and what they need, as they are on disk now, each as soon as those before it are up."""
+        """Start units and what they need, as they are on disk now, each as soon as those before it are up.
+
+        One more than this host has room for is refused, unless `forced`.
+        """
         wanted = [*map(self.full_name, names)]
         outcomes = [await self._listen(name) for name in wanted if name.endswith(".socket")]
         units, problems = await self._read(name for name in wanted if name.endswith(".service"))
         outcomes += [self._refused(name, text) for name, text in problems.items()]
 
         async def one(unit: Unit, waited: Mapping[str, Outcome]) -> Outcome:
-            return await self._start_one(unit, waited, by_hand=by_hand, report=report)
+            return await self._start_one(unit, waited, by_hand=by_hand, report=report, forced=forced)
 
         return outcomes + await self._in_order(units, jobs.before_start(units), one)
 
@@ -129,7 +137,7 @@ class Engine:
         return Outcome(name, True)
 
     async def _start_one(
-        self, unit: Unit, waited: Mapping[str, Outcome], *, by_hand: bool, report: Reporter | None
+        self, unit: Unit, waited: Mapping[str, Outcome], *, by_hand: bool, report: Reporter | None, forced: bool
     ) -> Outcome:
         if unit.name in self.held_back:
             return self._refused(unit.name, self.held_back[unit.name])
@@ -149,6 +157,7 @@ class Engine:
         if held.machine.sub in ("dead", "failed", "auto-restart"):
             try:
                 prepared = await self._prepare(unit)
+                self.admission.admit(unit.name, prepared.confined.profile, forced=forced)
                 await self.sockets.open(self.loader, unit)
             except preparation.Skipped as skipped:
                 self._logs.say(unit.name, f"it is not started: {skipped}")
@@ -156,6 +165,7 @@ class Engine:
             except (SupervisorError, SandboxError) as error:
                 return self._refused(unit.name, str(error))
             held.read_again(unit, prepared, self._group(unit))
+            self.shared.follow()
         if by_hand and held.machine.restarts.group is not None:
             held.machine.restarts.group.reset()
         done = await held.ask(StartAsked(by_hand), "start")
@@ -205,7 +215,9 @@ class Engine:
         for name, unit in asked.items():
             if name in self.units and not self.units[name].machine.is_down:
                 try:
-                    ready[name] = await self._prepare(unit)
+                    prepared = await self._prepare(unit)
+                    self.admission.admit(name, prepared.confined.profile)
+                    ready[name] = prepared
                 except (SupervisorError, SandboxError) as error:
                     outcomes.append(self._refused(name, f"it goes on as it was: {error}"))
         known = {name: held.unit for name, held in self.units.items() if not held.machine.is_down}
@@ -216,6 +228,7 @@ class Engine:
                 report(name, "restarting")
             held = self.units[name]
             held.read_again(prepared.unit, prepared, self._group(prepared.unit))
+            self.shared.follow()
             done = await held.ask(RestartAsked(), "start")
             outcomes.append(Outcome(name, done.ok, done.text))
         refused = {outcome.unit for outcome in outcomes}
@@ -307,6 +320,7 @@ class Engine:
         if self._closing or before == after:
             return
         if after in ("inactive", "failed"):
+            self.admission.leave(held.name)
             self.sockets.resume(held.unit, gave_up=held.machine.result == "start-limit-hit")
             bound = [name for name, one in self.units.items() if held.name in one.unit.dependencies.binds_to]
             if bound:
@@ -349,4 +363,5 @@ class Engine:
             task.cancel()
         for held in self.units.values():
             await held.close()
+        self.shared.close()
         self.units.clear()

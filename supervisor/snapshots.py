@@ -43,6 +43,7 @@ def of(held: Supervised, running: Mapping[str, Running]) -> Snapshot:
             "profile": profile.file,
             "plan": prepared.plan,
             "notes": list(prepared.confined.notes),
+            "limits": {"memory": profile.process.memory, "cpu": profile.process.cpu},
         }
     one = running.get(held.identity) if machine.main_pid else None
     if one is not None:
