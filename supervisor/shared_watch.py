@@ -51,7 +51,7 @@ class SharedWatch:
 
     def _grants(self) -> list[sharing.Grants]:
         return [
-            sharing.grants_of(name, held.prepared.confined)
+            sharing.grants_of(name.removesuffix(".service"), held.prepared.confined)
             for name, held in self._units.items()
             if held.prepared is not None
         ]
@@ -85,7 +85,11 @@ class SharedWatch:
         """The agent whose process it was; empty where that is not certain."""
         if not change.pid:
             return ""
-        running = {name: held.machine.main_pid for name, held in self._units.items() if held.machine.main_pid}
+        running = {
+            name.removesuffix(".service"): held.machine.main_pid
+            for name, held in self._units.items()
+            if held.machine.main_pid
+        }
         namespace = _pid_namespace(change.pid)
         found = next((name for name, pid in running.items() if namespace and _pid_namespace(pid) == namespace), "")
         if namespace and namespace == _pid_namespace(os.getpid()):
