@@ -219,9 +219,9 @@ def _rollback(options: argparse.Namespace) -> int:
 
 def _last_good(name: str) -> int:
     """The newest generation before the current one that was not rolled back."""
-    from osmoda.supervisor.switch import verbs
+    from osmoda.supervisor.switch import views
 
-    found = verbs.generations([name])
+    found = views.generations([name])
     current = next((one["generation"] for one in found if one["current"]), 0)
     good = [one["generation"] for one in found if one["generation"] < current and one["verdict"] != "rolled-back"]
     if not good:
@@ -248,7 +248,7 @@ def _tell(options: argparse.Namespace, answer: Mapping[str, Any]) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
-    from osmoda.supervisor.switch import verbs
+    from osmoda.supervisor.switch import views
 
     try:
         live = control_client.ask("switch-status")["switches"]
@@ -256,7 +256,7 @@ def _status(options: argparse.Namespace) -> int:
         live = []
     driven = {one["switch"]: one for one in live}
     latest: dict[str, dict[str, Any]] = {}
-    for one in (driven.get(one["switch"], one) for one in verbs.records()):
+    for one in (driven.get(one["switch"], one) for one in views.records()):
         for member in one["members"]:
             latest[member["name"]] = one
     names = [name.removesuffix(".service") for name in options.agents] or [*latest]
@@ -275,9 +275,9 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _list(options: argparse.Namespace) -> int:
-    from osmoda.supervisor.switch import verbs
+    from osmoda.supervisor.switch import views
 
-    found = verbs.generations(options.agents)
+    found = views.generations(options.agents)
     if options.json:
         print(json.dumps(found, indent=2))
     else:
@@ -288,10 +288,10 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _history(options: argparse.Namespace) -> int:
-    from osmoda.supervisor.switch import verbs
+    from osmoda.supervisor.switch import views
 
     names = {name.removesuffix(".service") for name in options.agents}
-    found = [one for one in verbs.records() if not names or any(_has(one, name) for name in names)]
+    found = [one for one in views.records() if not names or any(_has(one, name) for name in names)]
     if options.json:
         print(json.dumps(found, indent=2))
     else:

@@ -20,7 +20,7 @@ from osmoda.supervisor.switch import phases, place, tree
 from osmoda.supervisor.switch.effects import Effects, in_thread
 from osmoda.supervisor.switch.errors import SwitchError
 from osmoda.supervisor.switch.members import NixosSystem
-from osmoda.supervisor.switch.record import MOST_MEMBERS, Member, Moment, Record, Records, Terms
+from osmoda.supervisor.switch.record import MOST_MEMBERS, Member, Moment, Record, Records, Terms, moment
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
@@ -34,13 +34,6 @@ if TYPE_CHECKING:
 
 _RECOVERY = 30.0  # seconds that others wait for the recovery
 _LOOK_AGAIN = 10.0  # seconds after which agents are asked for their condition, whatever they have said meanwhile
-
-
-def moment() -> Moment:
-    """Now."""
-    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-        boot = file.read().strip()
-    return Moment(time.time(), time.clock_gettime(time.CLOCK_BOOTTIME), boot)
 
 
 class Proposed:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -68,6 +69,13 @@ class Moment:
     wall: float
     since_boot: float
     boot: str
+
+
+def moment() -> Moment:
+    """Now."""
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        boot = file.read().strip()
+    return Moment(time.time(), time.clock_gettime(time.CLOCK_BOOTTIME), boot)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from tests.ledgers import events_of
 from tests.watched import PYTHON, Watch, eventually
 from tests.worlds import World
 
+as_root = pytest.mark.parametrize("world", ["root"], indirect=True)  # the first test is the one for both
 KILLS = max(int(os.environ.get("OSMODA_SWITCH_KILLS", "0")) // 10, 2)
 AGENT = """\
 import os, time
@@ -140,6 +141,7 @@ def test_from_one_generation_to_the_next_and_back(watch: Watch) -> None:
     ]
 
 
+@as_root
 @pytest.mark.orphans  # the ledger's service
 def test_what_is_switched_is_on_the_ledger(recorded: World, watch: Watch) -> None:
     agent(watch)
@@ -155,6 +157,7 @@ def test_what_is_switched_is_on_the_ledger(recorded: World, watch: Watch) -> Non
     assert kinds.index("start") < kinds.index("switch") < kinds.index("stop"), "before anything is done"
 
 
+@as_root
 @pytest.mark.orphans
 def test_a_daemon_that_is_killed_at_random_moments(watch: Watch) -> None:
     """`OSMODA_SWITCH_KILLS=1000` makes it 100 kills."""
@@ -192,6 +195,7 @@ def settled(watch: Watch) -> dict[str, Any] | None:
     return found[0] if found[0]["phase"] in ("committed", "probation", "rolled-back") else None
 
 
+@as_root
 @pytest.mark.orphans  # the daemon's sandboxes, when it is killed
 def test_a_daemon_that_is_killed_on_probation(watch: Watch) -> None:
     agent(watch)
@@ -209,6 +213,7 @@ def test_a_daemon_that_is_killed_on_probation(watch: Watch) -> None:
     runs(watch, 1)
 
 
+@as_root
 def test_several_agents_at_once_by_a_file_or_none(watch: Watch) -> None:
     agent(watch)
     unit = watch.world.tmp / "writer.service"
@@ -240,6 +245,7 @@ IN_VAIN = [
 ]
 
 
+@as_root
 def test_what_is_asked_in_vain_is_told_in_a_sentence(watch: Watch) -> None:
     agent(watch)
     for words, said in IN_VAIN:
