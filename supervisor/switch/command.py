@@ -112,6 +112,7 @@ def _add_begin(actions: Any) -> None:
     begin.add_argument("--note", default="", metavar="TEXT", help="what `list` says of it")
     begin.add_argument("--system", type=int, metavar="N", help="switch this NixOS system to its generation N as well")
     completes_files(begin.add_argument("--from", dest="plan", metavar="FILE", help="a file that says all of this"))
+    begin.add_argument("--max-size", metavar="SIZE", help="the most that the code may have (default: 8G)")
     begin.add_argument("--wait", action="store_true", help="wait for the end of the probation; exit code 1 if it fails")
     _add_terms(begin)
 
@@ -180,7 +181,13 @@ def _begin(options: argparse.Namespace) -> int:
     system = options.system if options.system is not None else given.get("system")
     if not agents and system is None:
         raise UsageError("which agent? for instance: osmoda-watch switch begin research --code ./build")
-    return _send(options, {"agents": agents, "system": system, "wait": options.wait, **_terms(options, given)})
+    begin = {"agents": agents, "system": system, "wait": options.wait, **_terms(options, given)}
+    if options.max_size is not None:
+        try:
+            begin["max_size"] = values.size(options.max_size)
+        except ValueError as error:
+            raise UsageError(f"--max-size {options.max_size} {error}") from None
+    return _send(options, begin)
 
 
 def _send(options: argparse.Namespace, begin: Mapping[str, Any]) -> int:

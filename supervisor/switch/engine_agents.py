@@ -34,10 +34,16 @@ class EngineAgents:
         self.release(name)
         # A generation that could not be started often enough must not keep the one before it from being started.
         self._engine.reset_failed([unit])
+        held = self._engine.units.get(unit)
+        if held is not None:
+            held.last_warning = ""
         outcomes = await self._engine.start([unit])
         refused = next((one.text for one in outcomes if one.unit == unit and not one.ok), None)
         if refused is not None:
-            raise SupervisorError(f"{name} did not start: {refused or 'it ended'}")
+            held = self._engine.units.get(unit)
+            why = held.last_warning if held is not None else ""
+            await self.stop(name)  # whoever switches decides when it is tried again
+            raise SupervisorError(f"{name} did not start: {why or refused or 'it ended'}")
         self._wanted(unit, True)
         along = self._along.pop(name, [])
         if along:

@@ -358,8 +358,9 @@ class Switch:
             raise SwitchError(f"switch {self.record.number} is over: it is {self.record.phase}")
         if self.record.phase in GOING_BACK:
             self._retry_at = None
-            if self._back_at is not None:
-                self._back_at = now.since_boot
+            if self._back_at is not None and not self._left:
+                self._back_at = None
+                self._left.extend(back(self.record))
         elif self.record.phase == "staged":
             self._enter("rolling-back", now, reason, again(self.record))
         else:

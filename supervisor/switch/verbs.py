@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from osmoda.supervisor.switch import candidate
+from osmoda.supervisor.switch import candidate, tree
 from osmoda.supervisor.switch.errors import SwitchError
 from osmoda.supervisor.switch.record import Terms
 from osmoda.supervisor.switch.store import check_name
@@ -31,6 +31,7 @@ class Begin(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     window: float = 60.0
     keep: int = 5
     keep_for: float = 0.0
+    max_size: int = 8 << 30
     wait: bool = False
 
 
@@ -53,13 +54,19 @@ def verbs(switches: Switches, search: Callable[[], Sequence[str]]) -> dict[str, 
             )
         async with switches.reading:
             where = search()
-            proposed = [await asyncio.to_thread(candidate.proposed, one, switches.store, where) for one in asked.agents]
+            try:
+                proposed = [
+                    await asyncio.to_thread(candidate.proposed, one, switches.store, where) for one in asked.agents
+                ]
+            except OSError as error:
+                raise SwitchError(f"nothing is switched: {error.filename}: {error.strerror}") from None
         record = await switches.begin(
             proposed,
             Terms(asked.probation, asked.restarts, asked.window),
             system=asked.system,
             keep=asked.keep,
             keep_seconds=asked.keep_for,
+            bounds=tree.Bounds(asked.max_size),
         )
         say({"switch": record.number})
         return answer(await switches.settled(record.number, over=asked.wait))

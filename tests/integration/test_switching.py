@@ -260,6 +260,21 @@ def test_a_generation_that_somebody_changed_is_not_gone_to(scene: Scene) -> None
     run(switch)
 
 
+def test_agents_that_cannot_be_watched_are_on_no_probation(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("no more descriptors")
+
+    async def switch() -> None:
+        async with going(scene) as now:
+            monkeypatch.setattr(now.agents, "changes", broken)
+            record = await now.over(await now.begin(scene.make(2)))
+            assert record.phase == "rolled-back"
+            assert record.reason == "its agents could not be watched: RuntimeError: no more descriptors"
+            assert await now.generation() == "1"
+
+    run(switch)
+
+
 def test_one_switch_at_a_time(scene: Scene) -> None:
     async def switch() -> None:
         async with going(scene) as now:

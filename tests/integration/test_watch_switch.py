@@ -39,7 +39,7 @@ def build(watch: Watch, generation: int, *, fails: bool = False, sick: bool = Fa
     return folder
 
 
-def agent(watch: Watch) -> Path:
+def agent(watch: Watch, **directives: str) -> Path:
     """An agent, installed and running from its folder; the folder."""
     folder = watch.folder("agent")
     (folder / "main.py").write_text(AGENT.format(generation=1, fails=False))
@@ -50,6 +50,7 @@ def agent(watch: Watch) -> Path:
         ExecStart=f"{PYTHON} main.py",
         Restart="always",
         RestartSec="100ms",
+        **directives,
         section=f"HealthCheck=exec:/usr/bin/test -e {folder}/healthy\nHealthInterval=200ms\nHealthRetries=2",
     )
     watch.up()
@@ -139,6 +140,26 @@ def test_from_one_generation_to_the_next_and_back(watch: Watch) -> None:
         ("3", "rolled-back"),
         ("4", "rolled-back"),
     ]
+
+
+@as_root
+def test_a_rollback_that_does_not_succeed_says_so_and_goes_on(watch: Watch) -> None:
+    variables = watch.world.tmp / "variables"
+    variables.write_text("A=1\n")
+    agent(watch, EnvironmentFile=str(variables))
+    watch.do("switch", "begin", "agent", "--code", build(watch, 2))
+    variables.rename(watch.world.tmp / "away")
+    result = watch.run("switch", "rollback", "agent")
+    assert result.returncode == 1
+    assert result.stdout.startswith("agent: the rollback to generation 1 has not succeeded yet: agent did not start: ")
+    assert str(variables) in result.stdout
+    assert watch.run("switch", "status").returncode == 1
+    by_hand = watch.run("start", "agent")
+    assert by_hand.returncode == 1
+    assert "agent is being switched" in by_hand.stderr
+    (watch.world.tmp / "away").rename(variables)
+    in_phase(watch, "rolled-back")
+    runs(watch, 1)
 
 
 @as_root

@@ -274,7 +274,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_data_comes_back_with_its_owner_and_what_was_written_since_is_kept(folder, tmp_path):
     target = str(tmp_path / "copy")
-    data.snapshot(target, 7, data.folders([str(folder)]), tree.Bounds())
+    data.snapshot(target, 7, data.folders([str(folder)]))
     (folder / "state").write_text("new\n")
     (folder / "more").touch()
     for _ in range(2):  # a second time nothing is done
@@ -292,7 +292,7 @@ def test_data_comes_back_from_wherever_that_was_left(folder, tmp_path):
     """Each of the states between two renames."""
     target, aside = str(tmp_path / "copy"), Path(data.set_aside(str(folder), 7))
     coming = tmp_path / "data.restored-by-switch-7"
-    data.snapshot(target, 7, [str(folder)], tree.Bounds())
+    data.snapshot(target, 7, [str(folder)])
     (folder / "state").write_text("new\n")
     tree.copy(str(folder), f"{coming}.partial", tree.Bounds(), sealed=False)  # killed while it was copied
     data.restore(target, 7)
@@ -305,12 +305,12 @@ def test_data_comes_back_from_wherever_that_was_left(folder, tmp_path):
 
 def test_data_of_another_switch_is_not_put_back(folder, tmp_path):
     target = str(tmp_path / "copy")
-    data.snapshot(target, 7, [str(folder)], tree.Bounds())
+    data.snapshot(target, 7, [str(folder)])
     (folder / "state").write_text("new\n")
     assert data.restore(target, 8) == []
     assert data.restore(str(tmp_path / "none"), 8) == []
     assert (folder / "state").read_text() == "new\n"
-    data.snapshot(target, 8, [str(folder)], tree.Bounds())
+    data.snapshot(target, 8, [str(folder)])
     assert data.restore(target, 8) == [str(folder)]
 
 
