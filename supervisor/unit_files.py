@@ -206,13 +206,18 @@ def _is_masked(path: str) -> bool:
     )
 
 
+def _open(path: str, flags: int) -> int:
+    """A FIFO would hold up whoever opens it to read."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
 def read(path: str) -> bytes:
     """A unit's file, whose owner is root or this user, and which nobody else can write, nor any folder on its way.
 
     Raises UnitError.
     """
     try:
-        with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
+        with open(path, "rb", opener=_open) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise UnitError("this is no file", Origin(path, 1))
