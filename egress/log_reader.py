@@ -6,12 +6,12 @@ import json
 import os
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from osmoda.egress.records import KEPT, NAME
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator, Iterator
 
 type Record = dict[str, Any]
 
@@ -27,13 +27,15 @@ def read(
     last: int | None = None,
     follow: bool = False,
     wait: Callable[[float], object] = time.sleep,
+    name: str = NAME,
 ) -> Iterator[Record]:
     """Records of the log in `folder`, the oldest first: those for which `matching` holds, of these the `last` ones.
 
-    With `follow` it goes on with those to come, until it is closed; `wait` is called with the seconds between two
-    looks. Lines that are no records are passed over. A folder without a log has no records.
+    `name` is its newest file; older ones have a number after it. With `follow` it goes on with those to come, until it
+    is closed; `wait` is called with the seconds between two looks. Lines that are no records are passed over. A folder
+    without a log has no records.
     """
-    files = _open_all(folder)
+    files = _open_all(folder, name)
     try:
         if last is None:
             for _, file in files:
@@ -41,21 +43,21 @@ def read(
         else:
             yield from _last(files, matching, last)
         if follow:
-            yield from _follow(folder, files, matching, wait)
+            yield from _follow(folder, name, files, matching, wait)
     finally:
         for _, file in files:
             os.close(file)
 
 
-def _open_all(folder: str, after: int | None = None) -> list[tuple[int, int]]:
+def _open_all(folder: str, name: str, after: int | None = None) -> list[tuple[int, int]]:
     """The log's files as (inode, descriptor), the oldest first; with `after` those that are newer than that inode.
 
     One that is moved aside between two opens is found under its next name, and left out the second time.
     """
     found: dict[int, int] = {}
-    for name in (NAME, *[f"{NAME}.{number}" for number in range(1, KEPT + 1)]):
+    for one in (name, *[f"{name}.{number}" for number in range(1, KEPT + 1)]):
         try:
-            file = os.open(os.path.join(folder, name), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+            file = os.open(os.path.join(folder, one), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         except OSError:
             continue
         inode = os.fstat(file).st_ino
@@ -132,19 +134,56 @@ def _backward(file: int, end: int) -> Iterator[bytes]:
 
 def _follow(
     folder: str,
+    name: str,
     files: list[tuple[int, int]],
     matching: Callable[[Record], bool] | None,
     wait: Callable[[float], object],
 ) -> Iterator[Record]:
     """The records to come after those of `files`, which always holds what is open, for the caller to close."""
     while True:
-        # A file that was moved aside gets no more lines: what is newer is looked for before the rest of it is read.
-        newer = _open_all(folder, files[-1][0] if files else None)
-        files.extend(newer)
-        while len(files) > 1:
-            yield from _matching(_forward(files[0][1]), matching)
-            os.close(files.pop(0)[1])
-        for _, file in files:
-            yield from _matching(_forward(file), matching)
+        newer = yield from _news(folder, name, files, matching)
         if not newer:
             wait(_PERIOD)
+
+
+def _news(
+    folder: str, name: str, files: list[tuple[int, int]], matching: Callable[[Record], bool] | None
+) -> Generator[Record, None, bool]:
+    """The records that have come since the last look; returns whether there is a newer file."""
+    # A file that was moved aside gets no more lines: what is newer is looked for before the rest of it is read.
+    newer = _open_all(folder, name, files[-1][0] if files else None)
+    files.extend(newer)
+    while len(files) > 1:
+        yield from _matching(_forward(files[0][1]), matching)
+        os.close(files.pop(0)[1])
+    for _, file in files:
+        yield from _matching(_forward(file), matching)
+    return bool(newer)
+
+
+class Tail:
+    """A log that is looked at again and again, beside others. A context manager: it holds its files open."""
+
+    def __init__(self, folder: str, name: str = NAME) -> None:
+        self._folder = folder
+        self._name = name
+        self._files = _open_all(folder, name)
+
+    def last(self, matching: Callable[[Record], bool] | None, last: int) -> list[Record]:
+        """The last records, the oldest first; what `news` has after that comes later."""
+        return list(_last(self._files, matching, last))
+
+    def news(self, matching: Callable[[Record], bool] | None = None) -> list[Record]:
+        """The records that have come since the last look."""
+        return list(_news(self._folder, self._name, self._files, matching))
+
+    def close(self) -> None:
+        """Close its files."""
+        while self._files:
+            os.close(self._files.pop()[1])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

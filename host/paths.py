@@ -58,6 +58,22 @@ def directory(kind: str) -> str:
     return base + "/osmoda"
 
 
+def ledger() -> str:
+    """Where this user's ledger is, if there is one (`osmoda-ledger init`)."""
+    return directory("state") + "/ledger"
+
+
+def has_ledger() -> bool:
+    """Whether this user has one, and so must use it: also where it cannot be looked at."""
+    try:
+        posix.lstat(ledger())
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+    return True
+
+
 def own_directory(kind: str, below: str = "") -> str:
     """The path for `kind`, or `below` in it; made (0700) where missing, and checked to be this user's alone.
 

@@ -47,6 +47,10 @@ _SETFSUID = 122 if _X86 else 151
 _SETFSGID = 123 if _X86 else 152
 _SYNCFS = 306 if _X86 else 267
 _RENAMEAT2 = 316 if _X86 else 276
+_TIMERFD_CREATE = 283 if _X86 else 85
+_TIMERFD_SETTIME = 286 if _X86 else 86
+_INOTIFY_INIT1 = 294 if _X86 else 26
+_INOTIFY_ADD_WATCH = 254 if _X86 else 27
 _PIDFD_SEND_SIGNAL = 424
 _OPEN_TREE = 428
 _MOVE_MOUNT = 429
@@ -96,6 +100,9 @@ MS_REC = 0x4000
 MS_PRIVATE = 0x40000
 MS_SLAVE = 0x80000
 MNT_DETACH = 2
+
+IN_MODIFY = 0x2
+IN_MOVED_TO = 0x80
 
 RESOLVE_NO_XDEV = 0x01
 RENAME_EXCHANGE = 2
@@ -333,6 +340,21 @@ def set_filesystem_ids(uid: int, gid: int, groups: tuple[int, ...]) -> None:
             raise OSError(1, f"{name} {value}: {posix.strerror(1)}")
 
 
+# --- time ---
+
+
+def timerfd(seconds: float) -> int:
+    """A descriptor that can be read once `seconds` have passed, by the monotonic clock (timerfd_create(2))."""
+    fd = int(_syscall(_TIMERFD_CREATE, 1, 0o2004000, 0, 0, 0, 0))  # CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK
+    if fd < 0:
+        _fail("timerfd_create")
+    whole = int(seconds)
+    if _syscall(_TIMERFD_SETTIME, fd, 0, _u64(0, 0, whole, max(int((seconds - whole) * 1e9), 1)), None, 0, 0) < 0:
+        posix.close(fd)
+        _fail("timerfd_settime")
+    return fd
+
+
 # --- files and mounts ---
 
 
@@ -340,6 +362,20 @@ def syncfs(fd: int) -> None:
     """Write all that is pending on the file system of `fd` to disk (syncfs(2))."""
     if _syscall(_SYNCFS, fd, 0, 0, 0, 0, 0) < 0:
         _fail("syncfs")
+
+
+def inotify_init1() -> int:
+    """A descriptor that can be read when something that is watched has happened; never blocks (inotify(7))."""
+    fd = _syscall(_INOTIFY_INIT1, posix.O_CLOEXEC | posix.O_NONBLOCK, 0, 0, 0, 0, 0)
+    if fd < 0:
+        _fail("inotify_init1")
+    return int(fd)
+
+
+def inotify_add_watch(fd: int, path: bytes, mask: int) -> None:
+    """Watch a file, or the files of a directory (inotify_add_watch(2))."""
+    if _syscall(_INOTIFY_ADD_WATCH, fd, path, mask, 0, 0, 0) < 0:
+        _fail("inotify_add_watch", path)
 
 
 def renameat2(old: bytes, new: bytes, flags: int) -> None:

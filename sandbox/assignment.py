@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 SMALL = 1 << 14
 """Bytes up to which a command travels in the message itself; a longer one is a memfd beside the streams."""
 
+MOST_SOCKETS = 32
+"""Listening sockets that may come with a command."""
+
 GO_ON = 255
 """To the keeper, among the numbers of signals: continue a command that was stopped on its terminal."""
 
@@ -31,7 +34,9 @@ _STREAMS = b"\0\0\0\0\1\0\0\0\2\0\0\0"
 class Assignment:
     """A command for a waiting sandbox; `began` is when its caller asked for it (time.monotonic, seconds).
 
-    Those of its streams in `terminals` (0, 1, 2) become the sandbox's own terminal, as in `Command`.
+    Those of its streams in `terminals` (0, 1, 2) become the sandbox's own terminal, as in `Command`. The rest is for a
+    supervised command: `names` are those of the listening sockets that it is given, `holds` says that what it leaves
+    behind stays when it ends; `sockets` is for `take` to fill in.
     """
 
     argv: tuple[str, ...]
@@ -39,6 +44,9 @@ class Assignment:
     directory: bytes
     began: float
     terminals: tuple[int, ...] = ()
+    names: tuple[str, ...] = ()
+    holds: bool = False
+    sockets: tuple[int, ...] = ()
 
     function: ClassVar[None] = None
     """No function is called in place of the program, as it may be for a `Command`."""
@@ -59,7 +67,12 @@ class Terms:
     secrets: tuple[tuple[str, str, str], ...] = ()
 
 
-def give(channel: _socket.socket, assignment: Assignment, streams: Sequence[int]) -> None:
+def packed(terms: Terms) -> bytes:
+    """Terms as the keeper and the launcher read them, after the zero byte."""
+    return marshal.dumps(values_of(terms))
+
+
+def give(channel: _socket.socket, assignment: Assignment, streams: Sequence[int], sockets: Sequence[int] = ()) -> None:
     """Hand it over. Raises OSError when nobody waits there any more: nothing was received then."""
     body = marshal.dumps(values_of(assignment))
     descriptors = list(streams)
@@ -73,6 +86,7 @@ def give(channel: _socket.socket, assignment: Assignment, streams: Sequence[int]
             while view:
                 view = view[posix.write(long, view) :]
             body = b"M"
+        descriptors.extend(sockets)
         packed = b"".join([fd.to_bytes(4, "little") for fd in descriptors])
         channel.sendmsg([body], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, packed)])
     finally:
@@ -86,14 +100,15 @@ def take(channel: _socket.socket, room: bytearray) -> Assignment | None:
     `room` has SMALL bytes: made before the waiting, while there is time. Raises OSError for streams that cannot be.
     """
     # Not close-on-exec: the streams are the command's as they come.
-    size, ancillary, flags, _ = channel.recvmsg_into([room], 64)
+    size, ancillary, flags, _ = channel.recvmsg_into([room], 16 + 4 * (4 + MOST_SOCKETS))
     if not size:
         return None
     packed = ancillary[0][2] if ancillary else b""
     if flags & (_socket.MSG_CTRUNC | _socket.MSG_TRUNC) or packed[:12] != _STREAMS:
         raise OSError(24, "the command's streams could not be received (RLIMIT_NOFILE)")
-    if len(packed) > 12:
-        long = int.from_bytes(packed[12:16], "little")
+    more = [int.from_bytes(packed[i : i + 4], "little") for i in range(12, len(packed), 4)]
+    if size == 1:
+        long = more.pop(0)
         values = marshal.loads(posix.pread(long, posix.fstat(long).st_size, 0))
         posix.close(long)
     else:
@@ -102,4 +117,4 @@ def take(channel: _socket.socket, room: bytearray) -> Assignment | None:
         if posix.fstat(fd).st_mode & 0o170000 == 0o040000:
             # The caller was to refuse it (launch._refuse_directories): CVE-2024-21626.
             raise OSError(21, f"{name} is a directory, which would let the command out of its root")
-    return Assignment(*values)
+    return Assignment(*[*values[:-1], tuple(more)])

@@ -13,8 +13,8 @@ import time
 
 from osmoda.egress import own
 from osmoda.egress.registration import Channel, Opening
-from osmoda.host import messages, paths, syscalls
-from osmoda.sandbox import errors
+from osmoda.host import paths, syscalls
+from osmoda.sandbox import errors, inside
 from osmoda.sandbox.errors import LaunchError, ProfileEdited, SandboxError
 
 TYPE_CHECKING = False
@@ -26,8 +26,8 @@ _READY_SECONDS = 20.0
 _ANSWER_SECONDS = 10.0  # less than the monitor gives a set-up
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 5.0
 _DISTINCT_DENIALS = 512
-_SIGCHLD = 17
 _NAMESPACES = 2
+_JOINED = (syscalls.CLONE_NEWUSER, syscalls.CLONE_NEWNET)
 _TICK = 5_000_000  # ns
 _DEAD = (32, 104)  # EPIPE, ECONNRESET: the gateway was killed
 
@@ -309,7 +309,7 @@ class Doorway:
 
     def _provide(self, count: int) -> None:
         """Make TCP sockets in the sandbox's namespaces and pass them on, for what it serves."""
-        made = _sockets_inside(self._namespaces, count)
+        made = inside.sockets(tuple(zip(self._namespaces, _JOINED, strict=True)), count)
         try:
             self._channel.say("inner", descriptors=tuple(made))
         except OSError:
@@ -334,44 +334,3 @@ def _time_of_change(path: str) -> int:
         return posix.stat(path).st_ctime_ns
     except OSError:
         return -1
-
-
-def _sockets_inside(namespaces: tuple[int, ...], count: int) -> list[int]:
-    """Sockets made by a child that has joined `namespaces` (user, network; setns(2)); none where it could not."""
-    try:
-        mine, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET | _socket.SOCK_CLOEXEC)
-    except OSError:
-        return []  # no open files are left
-    try:
-        pid, pidfd = syscalls.clone3(0, _SIGCHLD)
-    except OSError:
-        mine.close()
-        theirs.close()
-        return []
-    if pid == 0:
-        try:
-            for fd, kind in zip(namespaces, (syscalls.CLONE_NEWUSER, syscalls.CLONE_NEWNET), strict=True):
-                posix.setns(fd, kind)
-            messages.send(theirs, b"S", tuple([_inner_socket() for _ in range(count)]))
-        finally:
-            posix._exit(0)
-    theirs.close()
-    try:
-        return messages.receive(mine)[1]
-    except OSError:
-        return []
-    finally:
-        mine.close()
-        posix.waitpid(pid, 0)
-        posix.close(pidfd)
-
-
-def _inner_socket() -> int:
-    """A TCP socket that reaches ::1 and, as ::ffff:127.0.0.1, 127.0.0.1; without IPv6 the latter only."""
-    flags = _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC | _socket.SOCK_NONBLOCK
-    try:
-        made = _socket.socket(_socket.AF_INET6, flags, _socket.IPPROTO_TCP)
-        made.setsockopt(_socket.IPPROTO_IPV6, 26, 0)  # IPV6_V6ONLY
-    except OSError:
-        made = _socket.socket(_socket.AF_INET, flags, _socket.IPPROTO_TCP)
-    return made.detach()

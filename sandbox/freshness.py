@@ -26,12 +26,13 @@ type _State = tuple[int, int, int] | None
 class Witness:
     """What a plan was compiled from and is built from, as it is when this is made: before the first sandbox is."""
 
-    def __init__(self, profile: Profile, plan: Plan, workspace: bytes) -> None:
+    def __init__(self, profile: Profile | None, plan: Plan, workspace: bytes) -> None:
+        """Without a `profile` its files are not looked at: whoever holds it says when it is read again."""
         self._held: list[int] = []
         states: dict[bytes, _State] = {}
         of_files: dict[bytes, _State] = {}
         self._edited = False
-        for name, digest in profile.files:
+        for name, digest in profile.files if profile is not None else ():
             if os.path.isabs(name):
                 # Looked at first, read then: an edit since it was loaded shows here, a later one in the state.
                 of_files[os.fsencode(name)] = _state_with_time(os.fsencode(name))

@@ -4,11 +4,12 @@ It runs in the interpreter that the parent cloned. Nothing may be imported here:
 is gone.
 
 Messages to the parent, on a SOCK_SEQPACKET pair, by their first byte: `G` the sockets through which the network leads
-out, `L` the seccomp listener and the pty master (descriptors), `P` a pidfd of the command, `Z` the command was stopped,
-`S` the last process but this one is gone (wait status, CPU times, peak memory), `E` a step failed (its index, errno,
-text). A message comes back when the terminal is set up and the network in a gateway's hands, and when a stopped command
-is to continue; after `S` the parent tells its caller and then ends this process. A sandbox that waits in a pool gets
-its command on a socket of its own, after `L` (see assignment.py).
+out, `N` the socket for notifications, `L` the seccomp listener and the pty master (descriptors), `P` a pidfd of the
+command, `Z` the command was stopped, `S` the last process but this one is gone (wait status, CPU times, peak memory),
+`E` a step failed (its index, errno, text). A message comes back when the terminal is set up and the network in a
+gateway's hands, and when a stopped command is to continue; after `S` the parent tells its caller and then ends this
+process. A sandbox that waits in a pool gets its command on a socket of its own, after `L` (see assignment.py). That of
+a supervised command is told more, and says more (see attended.py).
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import NoReturn
 
+    from osmoda.sandbox import attended
     from osmoda.sandbox.operations import Operation, Setup
 else:
     import _signal
@@ -36,7 +38,7 @@ else:
 _CONTROL, _ASSIGNMENTS = 3, 4
 _ABOVE = 16  # above all that are put in place: three streams, the control socket, three more
 # What Python ignores (SIGPIPE, SIGXFSZ), and what job control needs, start from the default in the command.
-_DEFAULTED = (2, 3, 13, 15, 17, 18, 20, 21, 22, 25, 28)
+DEFAULTED = (2, 3, 13, 15, 17, 18, 20, 21, 22, 25, 28)
 _SIGCONT, _SIGTTIN, _SIGTTOU = 18, 21, 22
 _ENOMEM, _EINVAL, _EMFILE = 12, 22, 24
 COMMAND = -1
@@ -83,14 +85,17 @@ def enter(
     waits_first: bool,
     title: bytes,
     assignments: _socket.socket | None = None,
+    life: attended.Life | None = None,
 ) -> NoReturn:
     """Everything the child does; never returns and never raises.
 
-    With `assignments` the command is what comes there when all operations are applied.
+    With `assignments` the command is what comes there when all operations are applied. `life` starts the command and is
+    pid 1 from then on, where it is not this module that does so.
     """
     step = COMMAND
     waits = bool(command.terminals)
     own = (control.fileno(), assignments.fileno(), *leases) if assignments else (control.fileno(), *leases)
+    setup.kept = max(setup.kept, _CONTROL + len(own))
     try:
         syscalls.prctl(syscalls.PR_SET_PDEATHSIG, 9)
         if waits_first:
@@ -118,25 +123,32 @@ def enter(
                 _send(control, b"G", *setup.sockets)
                 setup.sockets = ()
                 waits = True
+            if setup.notify >= 0:
+                _send(control, b"N", setup.notify)
+                setup.notify = -1
             if operation.layer == "seccomp":
                 _send(control, b"L", setup.listener, setup.master)
             step += 1  # noqa: SIM113 - what fails before the first is no step's
         step = COMMAND
         began = b""
+        if posix.getpid() != 1:
+            # Tier 0 has no pid namespace: what is orphaned comes to this process, and ends with it.
+            syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
+            if life is not None:
+                life.stay(setup.kept)
+            _lower_open_files()
         given: Command | assignment.Assignment = command
         if assignments is not None:
             given, began = _await_command()
         # The first thing the command may ask is the size of its window, or a name of the network.
         if waits and control.recv(1) != b"C":
             posix._exit(125)
-        if posix.getpid() != 1:
-            # Tier 0 has no pid namespace: what is orphaned comes to this process, and ends with it.
-            syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
-            _lower_open_files()
-        pid = _spawn(given, setup.slave)
+        pid = spawn(given, setup.slave) if life is None else life.spawn(given)
         pidfd = posix.pidfd_open(pid)
         _send(control, b"P", pidfd, more=began)
         _give_up_stdio()
+        if life is not None:
+            life.attend(pid, control)
         _reap(pid, control, bool(given.terminals))
     except OSError as error:
         text = error.strerror or "failed"
@@ -230,22 +242,27 @@ _argv_area = _find_area(48)
 _environment_area = _find_area(50)
 
 
-def _spawn(command: Command | assignment.Assignment, slave: bytes) -> int:
+def spawn(command: Command | assignment.Assignment, slave: bytes) -> int:
+    """Start the command: its pid. Raises OSError, whose text says what is in the way."""
     environment = dict(command.environment)
-    try:
-        posix.chdir(command.directory)
-    except OSError as error:
-        what = command.directory.decode(errors="backslashreplace")
-        raise syscalls.explained(error, f"chdir {what}") from None
+    enter_directory(command.directory)
     if command.function is not None:
         return _fork_function(command.function, environment)
-    program = _find(command.argv[0], environment.get("PATH", ""))
+    program = find(command.argv[0], environment.get("PATH", ""))
     try:
         if command.terminals:
             return _fork_on_terminal(program, command, environment, slave)
-        return posix.posix_spawn(program, command.argv, environment, setsid=True, setsigmask=(), setsigdef=_DEFAULTED)
+        return posix.posix_spawn(program, command.argv, environment, setsid=True, setsigmask=(), setsigdef=DEFAULTED)
     except OSError as error:
         raise syscalls.explained(error, f"execve {program}") from None
+
+
+def enter_directory(path: bytes) -> None:
+    """Where the command starts. Raises OSError that says so."""
+    try:
+        posix.chdir(path)
+    except OSError as error:
+        raise syscalls.explained(error, f"chdir {path.decode(errors='backslashreplace')}") from None
 
 
 def _fork_function(function: Callable[[], int], environment: dict[str, str]) -> int:
@@ -259,7 +276,7 @@ def _fork_function(function: Callable[[], int], environment: dict[str, str]) -> 
                 # Those only that execve(2) would close: one that was left open by mistake must stay.
                 if _closes_on_exec(fd):
                     posix.close(fd)
-            for number in _DEFAULTED:
+            for number in DEFAULTED:
                 _signal.signal(number, _signal.SIG_DFL)
             _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
             if _environment_area is not None:
@@ -310,7 +327,7 @@ def _fork_on_terminal(
             posix.tcsetpgrp(terminal, posix.getpid())
             for fd in command.terminals:
                 posix.dup2(terminal, fd)
-            for number in _DEFAULTED:
+            for number in DEFAULTED:
                 _signal.signal(number, _signal.SIG_DFL)
             _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
             posix.execve(program, command.argv, environment)
@@ -329,7 +346,7 @@ def _fork_on_terminal(
     return pid
 
 
-def _find(name: str, path: str) -> str:
+def find(name: str, path: str) -> str:
     """The program that execvp(3) would take: the first executable file of that name in `path`."""
     if "/" in name:
         return name

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import signal as _signal
     from collections.abc import Callable, Iterator
 
+    from osmoda.sandbox.attended import Life
     from osmoda.sandbox.doorway import Doorway
     from osmoda.sandbox.init import Command
     from osmoda.sandbox.janitor import Janitor
@@ -83,6 +84,7 @@ def launch(
     observe: Callable[[int], None] | None = None,
     assignments: _socket.socket | None = None,
     terminal: bool = False,
+    life: Life | None = None,
 ) -> Launched:
     """Clone the child that will run `command` under `plan`.
 
@@ -91,7 +93,7 @@ def launch(
     `doorway` is where a plan with a network gets out; it is the sandbox's from here on. `observe` is called with the
     child's pid before the child does anything; what it raises ends the child. With `assignments` the child waits for
     its command there (see assignment.py), with a terminal where `terminal` says so; it gets its doorway then, and one
-    that is given here only says what is trusted inside.
+    that is given here only says what is trusted inside. `life` is what becomes of pid 1 (see init.py).
 
     The child reports by messages (see init.py); a failure of its set-up comes there. Raises LaunchError when the
     parent's part fails; nothing is left behind then.
@@ -133,7 +135,7 @@ def launch(
                 try:
                     control.close()
                     waits = own_uid or observe is not None
-                    init.enter(plan.operations, setup, command, inner, joins, leases, waits, title, assignments)
+                    init.enter(plan.operations, setup, command, inner, joins, leases, waits, title, assignments, life)
                 finally:
                     posix._exit(125)
         finally:

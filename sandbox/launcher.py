@@ -6,7 +6,7 @@ sandboxes with it, when the program does.
 Protocol, on the SOCK_SEQPACKET socket at descriptor 3: each request carries descriptors (answer, body, stdin, stdout,
 stderr, and perhaps the lock of an overlay's layer). The body is a memfd with the marshalled request. The answer socket
 gets one message, the marshalled outcome; a byte written to it from the other side is a signal number for the command,
-its end of file ends the sandbox.
+its end of file ends the sandbox. Requests of supervisors are another kind of message, see service_task.py.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ else:
     import _signal
 
 REQUESTS = 3
+LAUNCH, SERVICE = b"R", b"S"
 MOST_PLANS = 64  # then both sides forget all of them, at the same request
 
 
@@ -79,6 +80,10 @@ def serve() -> None:
         descriptors = [int.from_bytes(packed[i : i + 4], "little") for i in range(0, len(packed), 4)]
         if flags & _socket.MSG_CTRUNC:
             _refuse(descriptors)
+        elif data == SERVICE:
+            from osmoda.sandbox import service_task
+
+            service_task.Task(monitor, gateways, plans, descriptors)
         else:
             _Task(monitor, gateways, plans, descriptors)
 
@@ -111,6 +116,15 @@ def _raise_open_files() -> None:
         syscalls.prlimit_self(init.RLIMIT_NOFILE, hard, hard)
 
 
+def known_plan(plans: dict[bytes, Plan], name: bytes, dumped: bytes) -> Plan | None:
+    """The plan of a request: the one that came with it, else that of an earlier one; None when it was forgotten."""
+    if dumped:
+        if len(plans) >= MOST_PLANS:
+            plans.clear()
+        plans[name] = Plan.load(dumped)
+    return plans.get(name)
+
+
 def _refuse(descriptors: list[int]) -> None:
     """Answer a request of whose descriptors only these could be received."""
     error = LaunchError("the launcher has too many open files (RLIMIT_NOFILE): too many sandboxes are running")
@@ -131,11 +145,7 @@ class _Task:
         try:
             size = posix.fstat(body).st_size
             request = LaunchRequest(*marshal.loads(posix.pread(body, size, 0)))
-            plan = plans.get(request.plan_name)
-            if request.plan:
-                if len(plans) >= MOST_PLANS:
-                    plans.clear()
-                plan = plans[request.plan_name] = Plan.load(request.plan)
+            plan = known_plan(plans, request.plan_name, request.plan)
             if plan is None:
                 self._send(("plan",))
                 posix.close(answer)

@@ -100,6 +100,12 @@ class Watched:
         self.on_ready: Callable[[], None] | None = None
         """Called when all is applied: a sandbox that waits in a pool can be given its command."""
         self.on_start: Callable[[], None] | None = None
+        self.on_main_end: Callable[[int], None] | None = None
+        """Called with the wait status of a supervised command that has ended, whatever else is still there."""
+        self.by_order = False
+        """Its first process must not be killed before it has killed the others itself: tier 0, supervised."""
+        self.notify = -1
+        """The socket for notifications, as it was made inside: whoever takes it puts -1 in its place."""
         self.sockets: list[int] = []
         """The way out of a waiting sandbox, as it was made inside, until it has a doorway."""
         self.listener = -1
@@ -131,14 +137,28 @@ class Watched:
         if number == _SIGKILL:
             if self._dying is None:
                 self._dying = self.monitor.call_at(time.monotonic() + _DYING, self._does_not_end, self)
-            syscalls.pidfd_send_signal(self.launched.pidfd, _SIGKILL)
-        elif self.command < 0:
+            if not (self.by_order and self.order(b"K")):
+                syscalls.pidfd_send_signal(self.launched.pidfd, _SIGKILL)
+        else:
+            self.signal_command(number)
+
+    def signal_command(self, number: int) -> None:
+        """The same for the command alone, with SIGKILL too."""
+        if self.command < 0:
             self._pending.append(number)
         else:
             try:
                 syscalls.pidfd_send_signal(self.command, number)
             except ProcessLookupError:
                 return
+
+    def order(self, message: bytes) -> bool:
+        """Tell the first process of a supervised sandbox what to do; false when it has ended."""
+        try:
+            self.launched.control.send(message)
+        except OSError:
+            return False
+        return True
 
     def may_start(self, thing: str) -> None:
         """`thing` ("terminal", "gateway") is there; with the last of them the command starts."""
@@ -204,7 +224,14 @@ class Watched:
                 self.started = marshal.loads(data[2:])
                 self.on_start()
             for number in self._pending:
-                self.send_signal(number)
+                self.signal_command(number)
+        elif kind == b"N":
+            self.notify = descriptors.pop(0)
+        elif kind == b"M":
+            self._end = marshal.loads(data[1:])
+            if self.on_main_end:
+                assert self._end is not None
+                self.on_main_end(self._end[0])
         elif kind == b"Z":
             if self.on_stop:
                 self.on_stop()
@@ -397,6 +424,8 @@ class Watched:
             posix.close(self.command)
         for fd in self.sockets:
             posix.close(fd)
+        if self.notify >= 0:
+            posix.close(self.notify)
         if self._mounts is not None:
             self.monitor.unregister(self._mounts.fd)
             self._mounts.close()

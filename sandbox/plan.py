@@ -21,13 +21,13 @@ _CLASSES: dict[str, type[Operation]] = {}
 
 
 def operation_class(name: str) -> type[Operation]:
-    """The class of an operation. Raises KeyError. Those of a network are loaded for a plan that has one."""
+    """The class of an operation. Raises KeyError. Those that few plans have are loaded for one that does."""
     if not _CLASSES:
         _learn(isolation, mounting, confinement)
     if name not in _CLASSES:
-        from osmoda.sandbox.operations import networking, trust_store
+        from osmoda.sandbox.operations import networking, supervision, trust_store
 
-        _learn(networking, trust_store)
+        _learn(networking, supervision, trust_store)
     return _CLASSES[name]
 
 

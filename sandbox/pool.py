@@ -96,7 +96,7 @@ class Pool(Sandbox):
 
     def _compile(self, profile: Profile) -> None:
         super()._compile(profile)
-        _refuse_unfit(self.plan)
+        refuse_unfit(self.plan)
         self._number += 1
         if self._witness is not None:
             self._witness.close()
@@ -254,7 +254,7 @@ class Pool(Sandbox):
         self.close()
 
 
-def _refuse_unfit(plan: Plan) -> None:
+def refuse_unfit(plan: Plan) -> None:
     """Raises LaunchError for a plan of which nothing can be prepared."""
     if plan.tier == 0:
         raise LaunchError("a pool holds sandboxes, and tier 0 is none: there is nothing to prepare")

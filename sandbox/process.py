@@ -18,7 +18,7 @@ from osmoda.sandbox.streams import CHUNK
 if TYPE_CHECKING:
     import socket
     import threading
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from types import TracebackType
     from typing import Self
 
@@ -66,6 +66,23 @@ class Result:
     duration: float
     refused: int
     denials: tuple[Denial, ...]
+
+
+def result_of(outcome: Outcome, plan: Plan, captured: Mapping[str, bytes]) -> Result:
+    """What the launcher tells of an end, put into words by the plan."""
+    return Result(
+        status=outcome.status,
+        signal=outcome.signal,
+        timed_out=outcome.timed_out,
+        stdout=captured.get("stdout"),
+        stderr=captured.get("stderr"),
+        user_time=outcome.user_time,
+        system_time=outcome.system_time,
+        peak_memory=outcome.peak_memory,
+        duration=outcome.duration,
+        refused=outcome.refused,
+        denials=denials.interpret(outcome, plan),
+    )
 
 
 class Process:
@@ -174,19 +191,7 @@ class Process:
         assert outcome is not None
         if isinstance(outcome, SandboxError):
             raise outcome
-        return Result(
-            status=outcome.status,
-            signal=outcome.signal,
-            timed_out=outcome.timed_out,
-            stdout=self.captured.get("stdout"),
-            stderr=self.captured.get("stderr"),
-            user_time=outcome.user_time,
-            system_time=outcome.system_time,
-            peak_memory=outcome.peak_memory,
-            duration=outcome.duration,
-            refused=outcome.refused,
-            denials=denials.interpret(outcome, self._plan),
-        )
+        return result_of(outcome, self._plan, self.captured)
 
     def close(self) -> None:
         """Kill the sandbox, if it still runs, and close the pipes."""

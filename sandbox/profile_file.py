@@ -57,6 +57,21 @@ def load_text(text: str, name: str, folder: str) -> Profile:
     return _within_ceiling(declared, chain.description, name, tuple(chain.files.items()))
 
 
+def load_declared(own: Declaration, base: str, description: str) -> Profile:
+    """A profile of what something else than a profile's file declares, such as a unit; its positions become origins.
+
+    It extends the profile `base` (a path or a name), or nothing where that is empty. Raises `ProfileError`.
+    """
+    chain = _Chain()
+    declared = own
+    if base:
+        path = find(base)
+        if path is None:
+            raise ProfileError(f"no profile has this name; looked in {', '.join(search_path())}", base)
+        declared = extend(own, (chain.read(path),))
+    return _within_ceiling(declared, chain.description or description, "", tuple(chain.files.items()))
+
+
 def search_path() -> tuple[str, ...]:
     """The folders in which a profile is looked for by name, in order."""
     own = os.path.join(paths.directory("config"), "profiles")

@@ -11,11 +11,16 @@ import subprocess
 import sys
 import threading
 import time
+from typing import TYPE_CHECKING
 
 from osmoda.host.frozen import values_of
 from osmoda.sandbox.errors import LaunchError
-from osmoda.sandbox.launcher import MOST_PLANS, REQUESTS, LaunchRequest
+from osmoda.sandbox.launcher import LAUNCH, MOST_PLANS, REQUESTS
 from osmoda.sandbox.streams import write_all
+
+if TYPE_CHECKING:
+    from osmoda.sandbox.launcher import LaunchRequest
+    from osmoda.sandbox.service_task import ServiceRequest
 
 
 class Resident:
@@ -27,8 +32,10 @@ class Resident:
         self._process: subprocess.Popen[bytes] | None = None
         self._known: set[bytes] = set()
 
-    def send(self, request: LaunchRequest, descriptors: list[int]) -> socket.socket:
-        """Send a request; the answer comes on the socket that is returned."""
+    def send(
+        self, request: LaunchRequest | ServiceRequest, descriptors: list[int], kind: bytes = LAUNCH
+    ) -> socket.socket:
+        """Send a request of this kind; the answer comes on the socket that is returned."""
         with self._lock:
             requests = self._running()
             if request.plan_name in self._known:
@@ -41,8 +48,7 @@ class Resident:
             mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             try:
                 write_all(body, marshal.dumps(values))
-                streams, lock = descriptors[:3], descriptors[3:]
-                _send(requests, [theirs.fileno(), body, *streams, *lock])
+                _send(requests, kind, [theirs.fileno(), body, *descriptors])
             except BrokenPipeError:
                 mine.close()
                 self._forget()
@@ -103,10 +109,10 @@ def start(module: str) -> tuple[subprocess.Popen[bytes], socket.socket]:
     return process, mine
 
 
-def _send(requests: socket.socket, descriptors: list[int]) -> None:
+def _send(requests: socket.socket, kind: bytes, descriptors: list[int]) -> None:
     while True:
         try:
-            socket.send_fds(requests, [b"R"], descriptors)
+            socket.send_fds(requests, [kind], descriptors)
             return
         except OSError as error:
             if error.errno != errno.ETOOMANYREFS:

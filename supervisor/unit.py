@@ -34,7 +34,8 @@ class Origin:
 class Exec:
     """One command line. `words` are unquoted and their specifiers resolved; variables are not (systemd.service(5)).
 
-    `program` is words[0] unless the prefix `@` gave the first argument another name.
+    `program` is what is executed: an absolute path, or a name that is looked for in the usual folders. It is words[0]
+    unless the prefix `@` gave the first argument another name.
     """
 
     program: str
@@ -55,7 +56,11 @@ class EnvironmentFile:
 
 @dataclass(frozen=True, slots=True)
 class Directive:
-    """A directive of systemd's own sandboxing or resource control, as it was written; `confinement` decides on it."""
+    """A directive of systemd's own sandboxing or resource control, or a condition, as it was written.
+
+    Its specifiers are resolved. They stand in the order of the files; an empty value takes back what earlier ones
+    said.
+    """
 
     name: str
     value: str
@@ -75,19 +80,21 @@ class Output:
     """Where a stream goes: `kind` is "journal", "null", "inherit", "file", "append" or "truncate"; `path` of a file."""
 
     kind: Literal["journal", "null", "inherit", "file", "append", "truncate"]
-    path: str
+    path: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class HealthCheck:
     """A check of `[X-Osmoda]`: `kind` is "http", "tcp" or "command".
 
-    `target` is a URL whose host is the agent itself, a port, or a command line that runs under the agent's own plan.
+    `target` is a URL without a host (it is the agent itself: "http://:8080/health"), a port, or a command line as it
+    was written; that command, run under the agent's own plan, is `command`, None for the other kinds.
     """
 
     kind: Literal["http", "tcp", "command"]
     target: str
     origin: Origin
+    command: Exec | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,12 +124,13 @@ class Dependencies:
 
 @dataclass(frozen=True, slots=True)
 class Install:
-    """What `enable` does."""
+    """What `enable` does. `default_instance` is the instance that stands for a template."""
 
     wanted_by: tuple[str, ...]
     required_by: tuple[str, ...]
     also: tuple[str, ...]
     alias: tuple[str, ...]
+    default_instance: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,13 +158,17 @@ class Osmoda:
 class Unit:
     """A service as its files describe it. `name` has its suffix; `files` are the unit's file and its drop-ins in order.
 
-    `origins` maps "Section.Directive" to the line that decided it last.
+    `origins` maps "Section.Directive" to the line that decided it last; a dependency also as "Unit.After=name".
+    `working_directory` is "~" for the home of `user`, and empty where no line says it (systemd: "/", or a user's home).
+    `conditions` are those that start makes: Condition… (false: the unit is skipped) and Assert… (false: it fails).
+    `sockets` names the units that hand over listening sockets.
     """
 
     name: str
     files: tuple[str, ...]
     description: str
     documentation: tuple[str, ...]
+    default_dependencies: bool
     dependencies: Dependencies
     conditions: tuple[Directive, ...]
     start_limit_interval: float
@@ -209,4 +221,49 @@ class Unit:
     sockets: tuple[str, ...]
     install: Install
     osmoda: Osmoda
+    origins: Mapping[str, Origin] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """An address to listen at: `kind` is the socket's, `address` a path, "@name" (abstract), or "host:port".
+
+    A bare port listens on all addresses of both families: its address is "[::]:port".
+    """
+
+    kind: Literal["stream", "datagram", "sequential-packet"]
+    address: str
+    origin: Origin
+
+
+@dataclass(frozen=True, slots=True)
+class SocketUnit:
+    """Listening sockets that are made before the service, and handed to it (systemd.socket(5), sd_listen_fds(3)).
+
+    `service` is the unit that they activate; `descriptor_name` what it knows them by. `mode` is of a socket that is a
+    path, `directory_mode` of the folders on the way that are missing. `user`, `group` own the path; empty: the caller.
+    """
+
+    name: str
+    files: tuple[str, ...]
+    description: str
+    dependencies: Dependencies
+    conditions: tuple[Directive, ...]
+    listen: tuple[Listen, ...]
+    service: str
+    descriptor_name: str
+    backlog: int
+    ipv6_only: bool | None
+    mode: int
+    directory_mode: int
+    user: str
+    group: str
+    symlinks: tuple[str, ...]
+    remove_on_stop: bool
+    keep_alive: bool
+    no_delay: bool
+    reuse_port: bool
+    free_bind: bool
+    pass_credentials: bool
+    install: Install
     origins: Mapping[str, Origin] = MappingProxyType({})

@@ -7,6 +7,7 @@ pytest_plugins = [
     "pytester",
     "tests.worlds",
     "tests.leftovers",
+    "tests.ledgers",
     "tests.internet",
     "tests.internet_servers",
     "tests.sandboxed",

@@ -1,14 +1,16 @@
-"""Which test each worker is at; one that hangs ends as a failure with a name, and not the run as one without.
+"""A test that hangs ends as a failure with a name, and not the run as one without.
 
+A set-up, a test or a tear-down that takes `PATIENCE` is interrupted where it waits, which fails it as any error there
+would. What cannot be interrupted (the kernel does not let go of it, or it goes round in C) is ended with its worker.
 Each worker has a file in the folder `OSMODA_TEST_RUNNING` that holds its pid and the test that it has begun and not
-ended; `.ci/run` shows what is there when its own time is up. The process that hands out the tests looks on. When
-pytest's `faulthandler_timeout` has shown the stacks of a worker that is overdue, the processes which that test started
-are listed, and all are killed: xdist reports the test as failed and goes on with a new worker.
+ended, and the process that hands out the tests looks on: when pytest's `faulthandler_timeout` has shown the stacks of a
+worker that is overdue, the processes which that test started are listed, and all are killed; xdist reports the test as
+failed and goes on with a new worker. `.ci/run` shows what is in the folder when its own time is up.
 
 `faulthandler_exit_on_timeout` would not do: a forked child of the worker holds the pipe whose end tells xdist. For the
 same reason the strays of a worker that died otherwise are ended.
 
-This is a watchdog, far above what any test takes, and not a time that a test must keep.
+These are watchdogs, far above what any test takes, and not times that a test must keep.
 """
 
 from __future__ import annotations
@@ -20,12 +22,14 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
+from types import FrameType
 
 import pytest
 
 FOLDER = "OSMODA_TEST_RUNNING"
+PATIENCE = float(os.environ.get("OSMODA_TEST_SECONDS", "240"))  # seconds
 GRACE = 20.0  # seconds: for the stacks to be shown, and for xdist to notice that a worker is gone
 
 
@@ -54,6 +58,45 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
     outcome = yield  # an interrupted test stays in the file
     file.write_text(f"{os.getpid()}\n")
     return outcome
+
+
+@contextlib.contextmanager
+def interrupted_after(seconds: float, what: str) -> Iterator[None]:
+    """In the main thread, which runs the tests."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        there = [f"after {seconds:g} s {what} was still waiting here, with these processes:"]
+        pytest.fail("\n".join([*there, *map(describe, descendants([os.getpid()]))]))
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_runtest_setup() -> Generator[None, object, object]:
+    with interrupted_after(PATIENCE, "the set-up"):
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_runtest_call() -> Generator[None, object, object]:
+    with interrupted_after(PATIENCE, "the test"):
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_runtest_teardown() -> Generator[None, object, object]:
+    with interrupted_after(PATIENCE, "the tear-down"):
+        return (yield)
+
+
+def pytest_enter_pdb() -> None:
+    signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 class Lookout:

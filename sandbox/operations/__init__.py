@@ -19,9 +19,11 @@ class Setup:
     __slots__ = (
         "host_gid",
         "host_uid",
+        "kept",
         "layer",
         "listener",
         "master",
+        "notify",
         "proc",
         "root",
         "slave",
@@ -42,6 +44,8 @@ class Setup:
         self.proc = -1
         self.listener = -1
         self.master = -1
+        self.notify = -1
+        self.kept = 6
         self.slave = b""
         self.staged = 0
         self.tty = tty

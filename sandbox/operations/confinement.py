@@ -28,8 +28,8 @@ class Terminal(Operation):
         return "a terminal, where there is one, of the sandbox's own; descriptors above 2 are closed"
 
     def apply(self, setup: Setup) -> None:
-        # 0-2 are the command's; 3-5 (control socket, leases) are pid 1's and closed on exec.
-        syscalls.close_range(6, 0x7FFFFFFF)
+        # 0-2 are the command's; those from 3 on (control socket, leases) are pid 1's and closed on exec.
+        syscalls.close_range(setup.kept, 0x7FFFFFFF)
         if setup.tty:
             setup.master = posix.open(b"/dev/ptmx", posix.O_RDWR | posix.O_NOCTTY | posix.O_CLOEXEC)
             fcntl.ioctl(setup.master, _TIOCSPTLCK, bytes(4))

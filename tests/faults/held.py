@@ -12,6 +12,7 @@ knows that it is looked at. At its stage the process stands before the call; wha
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -74,6 +75,25 @@ class Ended:
     stages: Sequence[Stage]
 
 
+class Said:
+    """What comes out of a pipe."""
+
+    def __init__(self, fd: int) -> None:
+        self.got = b""
+        self._fd = fd
+        self._ended = False
+        os.set_blocking(fd, False)
+
+    def ended(self) -> bool:
+        """Take what is there; whether nobody holds the other end any more."""
+        with contextlib.suppress(BlockingIOError):
+            while not self._ended:
+                some = os.read(self._fd, 1 << 16)
+                self.got += some
+                self._ended = not some
+        return self._ended
+
+
 class TookTooLongError(AssertionError):
     """Some process of the launch was still there at the end."""
 
@@ -114,37 +134,40 @@ class Tracer:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            text=True,
             **self._options,
         )
         assert process.stdout is not None
         assert process.stderr is not None
         with process.stdout, process.stderr:
+            said = Said(process.stdout.fileno()), Said(process.stderr.fileno())
             try:
                 signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
                 os.waitpid(process.pid, os.WUNTRACED)
                 ptrace.seize(process.pid, _OPTIONS)
                 self._traced[process.pid] = Traced(process.pid, "")
                 os.kill(process.pid, signal.SIGCONT)
-                process.returncode = self._follow(process.pid, began + SECONDS)
+                process.returncode = self._follow(process.pid, began + SECONDS, said)
             finally:
-                for pid in tuple(self._traced):
+                for pid in (*self._traced, *self._early):
                     os.kill(pid, signal.SIGKILL)
                     os.waitpid(pid, ptrace.WALL)
                     process.returncode = process.returncode or -signal.SIGKILL
                 signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-            output, errors = process.stdout.read(), process.stderr.read()
+        output, errors = (one.got.decode() for one in said)
         return Ended(process.returncode, output, errors, self._acted, time.monotonic() - began, self._stages)
 
-    def _follow(self, main: int, until: float) -> int:
+    def _follow(self, main: int, until: float, said: Sequence[Said]) -> int:
+        """Until all have ended, and nobody holds the streams: one that was born to a process being killed comes late."""
         result: int | None = None
-        while self._traced:
+        while self._traced or not all(one.ended() for one in said):
+            if not self._traced:
+                self._adopt_early()
             pid, status = os.waitpid(-1, os.WNOHANG | ptrace.WALL)
             if pid == 0:
                 left = until - time.monotonic()
                 if left <= 0:
                     there = ", ".join(f"{traced.role} {traced.pid}" for traced in self._traced.values())
-                    raise TookTooLongError(f"after {SECONDS:g} s there is still: {there}")
+                    raise TookTooLongError(f"after {SECONDS:g} s there is still: {there or 'somebody with a stream'}")
                 signal.sigtimedwait({signal.SIGCHLD}, min(left, 0.2))
                 continue
             if not os.WIFSTOPPED(status):
@@ -200,11 +223,15 @@ class Tracer:
         self._stages.append(stage)
         if self._act is not None and stage == self._stage and not self._acted:
             self._acted = True
-            for pid, status in tuple(self._early.items()):
-                self._traced[pid] = Traced(pid, "unknown")
-                self._stopped(self._traced[pid], status)
-            self._early.clear()
+            self._adopt_early()
             self._act(self)
+
+    def _adopt_early(self) -> None:
+        """Let those go on whose birth nobody will tell of any more."""
+        for pid, status in tuple(self._early.items()):
+            self._traced[pid] = Traced(pid, "unknown")
+            self._stopped(self._traced[pid], status)
+        self._early.clear()
 
     def _born(self, parent: Traced) -> None:
         try:

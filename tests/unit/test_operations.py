@@ -211,7 +211,7 @@ def test_what_is_explained_is_what_is_applied(monkeypatch):
     monkeypatch.setattr(init, "_take_stdio", lambda *_: None)
     monkeypatch.setattr(init, "_retitle", lambda *_: None)
     monkeypatch.setattr(init, "_send", lambda *_: None)
-    monkeypatch.setattr(init, "_spawn", over)
+    monkeypatch.setattr(init, "spawn", over)
     monkeypatch.setattr(init, "_report", lambda *_: None)
     monkeypatch.setattr(init.posix, "_exit", over)
     monkeypatch.setattr(init._socket, "socket", lambda *_: here)

@@ -1,0 +1,63 @@
+"""The daemon as a command sees it. Small: what asks for a state should take no longer than the answer."""
+
+from __future__ import annotations
+
+import json
+import socket
+from typing import TYPE_CHECKING, Any
+
+from osmoda.host import paths
+from osmoda.supervisor.errors import SupervisorError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+SECONDS = 10.0
+"""How long the daemon has for what it need not wait for."""
+
+
+class NoDaemon(SupervisorError):
+    """No daemon of this user runs."""
+
+
+def folder() -> str:
+    """The daemon's runtime directory. Raises OSError, UntrustedDirectory."""
+    return paths.own_directory("runtime", "watch")
+
+
+def ask(
+    verb: str,
+    units: Sequence[str] = (),
+    *,
+    progress: Callable[[dict[str, Any]], None] | None = None,
+    seconds: float | None = SECONDS,
+    **options: str | int | bool,
+) -> dict[str, Any]:
+    """Ask the daemon; its answer. `progress` is told what it says before. `seconds` None: as long as it takes.
+
+    Raises NoDaemon, SupervisorError.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(seconds)
+        try:
+            connection.connect(f"{folder()}/control")
+        except (FileNotFoundError, ConnectionRefusedError):
+            raise NoDaemon("no daemon of this user runs; `osmoda-watch daemon` is one") from None
+        try:
+            request = {"verb": verb, "units": list(units), "options": options}
+            connection.sendall(json.dumps(request).encode() + b"\n")
+            with connection.makefile("rb") as answers:
+                last: dict[str, Any] = {}
+                for line in answers:
+                    if last and progress is not None:
+                        progress(last)
+                    last = json.loads(line)
+        except TimeoutError:
+            raise SupervisorError(f"the daemon has not answered within {seconds:g} s") from None
+        except (ConnectionError, ValueError):
+            last = {}
+    if "error" in last:
+        raise SupervisorError(str(last["error"]))
+    if not last.get("done"):
+        raise SupervisorError("the daemon has ended before it had answered")
+    return last

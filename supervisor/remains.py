@@ -1,0 +1,62 @@
+"""What a daemon that was killed leaves behind, for the moment that the kernel takes: waited for, at last ended.
+
+Its agents die with it: their sandboxes' first processes are told by the kernel that the launcher has died
+(PR_SET_PDEATHSIG), and the launcher sees the end of file on its socket. The next daemon begins when all of that is
+gone, so that no agent ever runs twice. A daemon marks what it starts with a variable of the environment: what carries
+the mark was forked or started by a daemon of this runtime directory, and only osmoda's own programs have it, since an
+agent's environment is made anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+
+from osmoda.supervisor.errors import SupervisorError
+
+VARIABLE = "OSMODA_WATCH_DAEMON"
+_GRACE = 3.0  # seconds until what is left is killed
+_PATIENCE = 20.0
+_PERIOD = 0.01
+
+
+def mark(folder: str) -> None:
+    """Mark what this process starts from now on as that of the daemon whose runtime directory is `folder`."""
+    os.environ[VARIABLE] = folder
+
+
+def wait(folder: str) -> int:
+    """Wait until nothing of an earlier daemon of `folder` is left; how many processes that were.
+
+    Raises SupervisorError when something does not end.
+    """
+    began = time.monotonic()
+    first = found = marked(folder)
+    while found:
+        waited = time.monotonic() - began
+        if waited > _PATIENCE:
+            raise SupervisorError(
+                f"process {found[0]} of an osmoda-watch that was killed does not end; no agent is started beside it"
+            )
+        if waited > _GRACE:
+            for pid in found:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, signal.SIGKILL)
+        time.sleep(_PERIOD)
+        found = marked(folder)
+    return len(first)
+
+
+def marked(folder: str) -> list[int]:
+    """The processes that carry the mark of `folder`, but for this one. One that has ended has no environment."""
+    wanted = f"{VARIABLE}={folder}".encode()
+    found = []
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit() or int(entry) == os.getpid():
+            continue
+        with contextlib.suppress(OSError), open(f"/proc/{entry}/environ", "rb") as file:
+            if wanted in file.read().split(b"\0"):
+                found.append(int(entry))
+    return found
