@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-PATIENCE = 30.0  # seconds
+PATIENCE = float(__import__("os").environ.get("PAT","30"))  # seconds
 POLL = 0.02
+PROFILE = 'schema = 1\ntier = 1\n[filesystem]\nwrite = ["@dir@"]\nworkspace = "none"\n'
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,11 @@ class Stage:
 
     def __init__(self, engine: Engine, folder: Path) -> None:
         self.engine = engine
-        self.folder = folder
+        self.folder = folder / "work"
+        self.folder.mkdir()
+        # Out of the programs' reach, as a profile has to be.
+        self.profile = folder / "profile.toml"
+        self.profile.write_text(PROFILE.replace("@dir@", str(self.folder)))
         self.start = engine.start
         self.stop = engine.stop
         self.restart = engine.restart
@@ -86,6 +91,7 @@ class Stage:
         text = f"[Unit]\nDescription=A scenario\n{unit}\n[Service]\n{directives}\n"
         if "WorkingDirectory=" not in directives:
             text += "WorkingDirectory=@dir@\n"
+        text += f"[X-Osmoda]\nProfile={self.profile}\n"
         self.unit(name, text)
 
     def unit(self, path: str, text: str) -> None:
