@@ -14,13 +14,16 @@ from osmoda.sandbox.init import Command
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import signal as _signal
+    from typing import Protocol
 
     from osmoda.sandbox.doorway import Doorway, Gateways
     from osmoda.sandbox.launch import Launched
     from osmoda.sandbox.monitor import Monitor, Outcome, Watched
     from osmoda.sandbox.plan import Plan
-    from osmoda.sandbox.pooled import Remote
     from osmoda.sandbox.request import Request
+
+    class Signalled(Protocol):
+        def send_signal(self, number: int) -> None: ...
 else:
     import _signal
 
@@ -201,7 +204,7 @@ class Signals:
         ]
         _signal.set_wakeup_fd(self._write)
 
-    def forward(self, monitor: Monitor, watched: Watched | Remote) -> None:
+    def forward(self, monitor: Monitor, watched: Signalled) -> None:
         """From now on, send what this process receives to the command."""
 
         def received() -> None:

@@ -45,6 +45,8 @@ class Notifications:
 
     def read(self) -> list[Notified]:
         """What has come; never waits. Of a flood only a little is read, and the rest later."""
+        if not self._main:
+            return []  # the next message but one says who that is
         now = time.monotonic()
         if self._timer >= 0:
             if now < self._window + 1.0:

@@ -8,7 +8,6 @@ import marshal
 import os
 import select
 import socket
-import struct
 from typing import TYPE_CHECKING, Self
 
 from osmoda.host import messages
@@ -18,8 +17,7 @@ from osmoda.sandbox.errors import LaunchError, SandboxError
 from osmoda.sandbox.notifications import Notifications
 from osmoda.sandbox.operations import isolation, networking
 from osmoda.sandbox.process import result_of
-from osmoda.sandbox.resident import RESIDENT
-from osmoda.sandbox.service_events import Ended, Event, Failed, MainEnded, Started
+from osmoda.sandbox.service_events import Ended, Event, Failed, MainEnded, Notified, Started
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,6 +27,7 @@ if TYPE_CHECKING:
     from osmoda.sandbox.plan import Plan
     from osmoda.sandbox.service import Service
 
+_NO_FILES = "this program has no open files left to be told of the sandbox, which is ended (RLIMIT_NOFILE)"
 _GONE = "the launcher was killed, or ran out of open files; this sandbox is gone"
 
 
@@ -99,15 +98,23 @@ class Running:
                 break
             except ConnectionResetError:
                 data, descriptors = b"", []
+            except OSError as error:
+                if error.errno != errno.EMFILE:
+                    raise
+                found.append(self._last(Failed(LaunchError(_NO_FILES))))
+                break
             event = self._event(data, descriptors)
             if event is not None:
-                if self._notifications is not None and not isinstance(event, Started):
-                    # Said before it.
-                    found += self._notifications.read()
+                if not isinstance(event, Started):
+                    found += self._said()  # before it
                 found.append(event)
-        if self._notifications is not None and not self._over:
-            found += self._notifications.read()
-        return found
+        if self._over and self._notifications is not None:
+            self._notifications.close()
+            self._notifications = None
+        return found + self._said()
+
+    def _said(self) -> list[Notified]:
+        return self._notifications.read() if self._notifications is not None else []
 
     def _event(self, data: bytes, descriptors: list[int]) -> Event | None:
         if not data:
@@ -127,7 +134,7 @@ class Running:
             number = max(-code, 0)
             return MainEnded(128 + number if number else code, number) if self._holds else None
         if kind == "plan":
-            RESIDENT.forget_plan(self._plan_name)
+            self._service.launcher.forget_plan(self._plan_name)
             return self._last(Failed(LaunchError("the launcher has dropped this plan; start it again")))
         outcome = read_answer((kind, *values))
         if isinstance(outcome, SandboxError):
@@ -160,41 +167,32 @@ class Running:
         connect(2) does.
         """
         if self.plan.tier == 0:
-            return socket.create_connection(("localhost", port), timeout)
+            return _connected_here(port, timeout)
         _refuse_unreachable(self.plan, port)
-        made = self._inner_socket(timeout)
-        # Blocking, with a limit: a refusal leaves the socket as it was, to try the other address with (socket(7)).
-        made.setblocking(True)
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(timeout), int(timeout % 1 * 1e6)))
-        places = ("::ffff:127.0.0.1", "::1") if made.family == socket.AF_INET6 else ("127.0.0.1",)
-        for last, place in enumerate(places, 1 - len(places)):
+        with contextlib.ExitStack() as unused:
+            # Two, since a socket that was refused at one address is not as it was.
+            first, second = [unused.enter_context(made) for made in self._inner_sockets(timeout)]
+            if first.family != socket.AF_INET6:
+                return _connected(first, "127.0.0.1", port, timeout)
             try:
-                made.connect((place, port))
-            except OSError as error:
-                if last == 0 or not isinstance(error, ConnectionRefusedError):
-                    made.close()
-                    if error.errno == errno.EINPROGRESS:
-                        raise TimeoutError(errno.ETIMEDOUT, f"port {port} has not answered") from None
-                    raise
-            else:
-                break
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, bytes(16))
-        return made
+                return _connected(first, "::ffff:127.0.0.1", port, timeout)
+            except ConnectionRefusedError:
+                return _connected(second, "::1", port, timeout)
 
-    def _inner_socket(self, timeout: float) -> socket.socket:
+    def _inner_sockets(self, timeout: float) -> list[socket.socket]:
         mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         descriptors: list[int] = []
         with mine:
             mine.settimeout(timeout)
             with theirs:
                 if not self._over:
-                    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                    with contextlib.suppress(OSError):  # it has ended meanwhile
                         messages.send(self._answer, b"C", (theirs.fileno(),))
             with contextlib.suppress(ConnectionResetError):
                 descriptors = messages.receive(mine)[1]
         if not descriptors:
             raise LaunchError("nothing can be reached in the sandbox: its command does not run")
-        return socket.socket(fileno=descriptors[0])
+        return [socket.socket(fileno=fd) for fd in descriptors]
 
     def _say(self, message: bytes) -> None:
         if not self._over:
@@ -219,6 +217,25 @@ class Running:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _connected_here(port: int, timeout: float) -> socket.socket:
+    """The same in the host's network."""
+    try:
+        made = socket.create_connection(("127.0.0.1", port), timeout)
+    except ConnectionRefusedError:
+        made = socket.create_connection(("::1", port), timeout)
+    made.setblocking(True)
+    return made
+
+
+def _connected(made: socket.socket, address: str, port: int, timeout: float) -> socket.socket:
+    """`made` again, connected: what is left of the one that was passed is to be closed."""
+    made.settimeout(timeout)
+    made.connect((address, port))
+    connected = socket.socket(fileno=made.detach())
+    connected.setblocking(True)
+    return connected
 
 
 def _refuse_unreachable(plan: Plan, port: int) -> None:

@@ -14,9 +14,10 @@ import contextlib
 import hashlib
 import os
 import socket
+import stat
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 from osmoda.host import features
 from osmoda.sandbox import assignment, launch, opening, overlay, place, plans, supervised
@@ -45,23 +46,44 @@ __all__ = ["Ended", "Event", "Failed", "MainEnded", "Notified", "Running", "Serv
 MOST_WAITING = 16
 
 
+class Launcher(Protocol):
+    """Who builds sandboxes: `resident.Resident`, or this process itself (service_foreground.py)."""
+
+    def send(self, request: ServiceRequest, descriptors: list[int], kind: bytes) -> socket.socket:
+        """Have one built; what is said of it comes on the socket that is returned."""
+        ...
+
+    def forget_plan(self, name: bytes) -> None:
+        """The plan of that name is to be sent again."""
+        ...
+
+
 class Service:
     """A profile compiled for this host, to start commands in as a supervisor needs it.
 
     `workspace` is the directory that a profile with a workspace works in, `agent` the name that other agents reach it
     by (default: the profile's). `pool` sandboxes are kept built once a first command was started; the next command
-    takes one of them. Where a path that is mounted leads elsewhere since, what waits is dropped and the profile
-    compiled again; an edit of the profile's own files counts when the caller makes another Service of it.
+    takes one of them. `launcher` builds them. Where a path that is mounted leads elsewhere since, what waits is dropped
+    and the profile compiled again; an edit of the profile's own files counts when the caller makes another Service.
 
     To be used from one thread. Raises CompileError, LaunchError.
     """
 
-    def __init__(self, profile: Profile, *, workspace: str = "", agent: str = "", pool: int = 0) -> None:
+    def __init__(
+        self,
+        profile: Profile,
+        *,
+        workspace: str = "",
+        agent: str = "",
+        pool: int = 0,
+        launcher: Launcher = RESIDENT,
+    ) -> None:
         if not 0 <= pool <= MOST_WAITING:
             raise LaunchError(f"a service keeps 0 to {MOST_WAITING} sandboxes waiting, not {pool}")
         self.profile = profile
         self.agent = opening.agent_name(agent, profile.file)
         self.pool = pool
+        self.launcher = launcher
         self._asked = workspace
         self._waiting: deque[Running] = deque()
         self._witness: Witness | None = None
@@ -164,10 +186,14 @@ class Service:
 
     def _refuse_streams(self, *streams: int) -> None:
         for name, fd in zip(("stdin", "stdout", "stderr"), streams, strict=True):
+            try:
+                mode = os.fstat(fd).st_mode
+            except OSError:
+                raise LaunchError(f"{name} is closed; give the command one, /dev/null for instance") from None
+            if stat.S_ISDIR(mode):
+                raise LaunchError(f"{name} is a directory, which would let the command out of its root")
             if self.plan.tier and os.isatty(fd):
                 raise LaunchError(f"{name} is a terminal, which does not enter a sandbox: give it a pipe or a file")
-            if os.path.isdir(fd):
-                raise LaunchError(f"{name} is a directory, which would let the command out of its root")
 
     def _follow(self) -> None:
         """Compile again when something that is mounted has changed its place."""
@@ -187,7 +213,7 @@ class Service:
             request = ServiceRequest(self._plan_name, self._dumped, identity, self.workspace, layer)
             descriptors = [theirs.fileno(), lock] if lock >= 0 else [theirs.fileno()]
             try:
-                answer = RESIDENT.send(request, descriptors, SERVICE)
+                answer = self.launcher.send(request, descriptors, SERVICE)
             except BaseException:
                 mine.close()
                 raise

@@ -6,7 +6,7 @@ and perhaps the lock of an overlay's layer); the body is a memfd with the marsha
 
 On the answer socket, to the launcher: a zero byte and the marshalled `Terms`, before the command is given and where the
 plan has a network; `M` and the number of a signal, for the command; `A` and one, for all that is inside; `K`, end it;
-`C` with a socket, to be answered there with a TCP socket made inside. From it, marshalled: ("ready",) when all is
+`C` with a socket, to be answered there with two TCP sockets made inside. From it, marshalled: ("ready",) when all is
 applied, ("started", pid on the host, pid inside), ("main", wait status), with descriptors where there are some, and at
 last the outcome or the refusal as any launch has it. Its end of file ends the sandbox.
 """
@@ -181,14 +181,14 @@ class Task:
             if self._ready:
                 self._lead_out(self._terms)
         elif kind == b"C" and descriptors:
-            self._make_socket(descriptors[0])
+            self._make_sockets(descriptors[0])
         for fd in descriptors:
             posix.close(fd)
 
-    def _make_socket(self, reply: int) -> None:
+    def _make_sockets(self, reply: int) -> None:
         made: list[int] = []
         if self._watched.command >= 0 and self.plan.tier:
-            made = inside.sockets(((self._watched.command, syscalls.CLONE_NEWUSER | syscalls.CLONE_NEWNET),), 1)
+            made = inside.sockets(((self._watched.command, syscalls.CLONE_NEWUSER | syscalls.CLONE_NEWNET),), 2)
         channel = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, posix.dup(reply))
         try:
             messages.send(channel, b"C", tuple(made))

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 import select
+import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 
-from osmoda.sandbox import CommandError
+from osmoda.sandbox import CommandError, LaunchError
 from osmoda.sandbox.profile import Profile
 from osmoda.sandbox.running import Running
 from osmoda.sandbox.service import Service
-from osmoda.sandbox.service_events import Ended, Event, Failed, MainEnded, Started
+from osmoda.sandbox.service_events import Ended, Event, Failed, MainEnded, Notified, Started
 from tests.worlds import World
 
 PATH = {"PATH": "/usr/bin:/bin"}
@@ -82,6 +83,11 @@ def gone(pid: int) -> bool:
     return False
 
 
+def several(names: Sequence[str], tier: int, pool: int, *more: str) -> list[Any]:
+    """The answers of functions of this module, in one process: most of what such a test costs is its start."""
+    return [globals()[name](tier, pool, *more) for name in names]
+
+
 def in_service(tier: int, pool: int, act: Callable[[Service], Any]) -> Any:
     with Service(Profile.default(tier), pool=pool) as service:
         return act(service)
@@ -106,14 +112,6 @@ def plain(tier: int, pool: int) -> list[list[str]]:
     return answer
 
 
-TIERS = pytest.mark.parametrize(("tier", "pool"), [(0, 0), (1, 0), (2, 0), (2, 2)])
-
-
-@TIERS
-def test_a_command_again_and_again(world: World, tier: int, pool: int) -> None:
-    assert world.call(plain, tier, pool) == [["Started", "Ended"]] * 3
-
-
 def missing(tier: int, pool: int) -> str:
     def act(service: Service) -> str:
         held = Held(service, "no-such-program")
@@ -125,11 +123,6 @@ def missing(tier: int, pool: int) -> str:
 
     answer: str = in_service(tier, pool, act)
     return answer
-
-
-@TIERS
-def test_a_program_that_is_not_there(world: World, tier: int, pool: int) -> None:
-    assert "no-such-program" in world.call(missing, tier, pool)
 
 
 # Signals
@@ -157,11 +150,6 @@ def to_main_alone(tier: int, pool: int) -> tuple[str, int]:
     return answer
 
 
-@TIERS
-def test_a_signal_to_the_command_alone(world: World, tier: int, pool: int) -> None:
-    assert world.call(to_main_alone, tier, pool) == ("main was told", 3)
-
-
 def killed_alone(tier: int, pool: int) -> tuple[int, int]:
     def act(service: Service) -> tuple[int, int]:
         held = Held(service, "sh", "-c", STUBBORN)
@@ -175,12 +163,6 @@ def killed_alone(tier: int, pool: int) -> tuple[int, int]:
 
     answer: tuple[int, int] = in_service(tier, pool, act)
     return answer
-
-
-@TIERS
-def test_the_command_killed(world: World, tier: int, pool: int) -> None:
-    """Its children go with it where nobody asked to hold them."""
-    assert world.call(killed_alone, tier, pool) == (137, 9)
 
 
 def left_behind(tier: int, pool: int) -> tuple[int, str, int]:
@@ -204,11 +186,6 @@ def left_behind(tier: int, pool: int) -> tuple[int, str, int]:
     return answer
 
 
-@TIERS
-def test_what_a_command_leaves_behind_is_held(world: World, tier: int, pool: int) -> None:
-    assert world.call(left_behind, tier, pool) == (137, "child was told", 137)
-
-
 def kill_the_rest(tier: int, pool: int) -> tuple[int, int, str]:
     def act(service: Service) -> tuple[int, int, str]:
         # The child has a session of its own and no parent by then.
@@ -227,11 +204,6 @@ def kill_the_rest(tier: int, pool: int) -> tuple[int, int, str]:
     return answer
 
 
-@TIERS
-def test_what_is_held_is_killed(world: World, tier: int, pool: int) -> None:
-    assert world.call(kill_the_rest, tier, pool) == (5, 5, "")
-
-
 def closed(tier: int, pool: int) -> str:
     def act(service: Service) -> str:
         held = Held(service, "sh", "-c", "setsid sh -c 'echo child; exec sleep 1000' & sleep 1000", hold=True)
@@ -244,6 +216,250 @@ def closed(tier: int, pool: int) -> str:
     return answer
 
 
+# Notifications
+
+PYTHON = "/usr/bin/python3"
+TELL = """
+import os, socket
+def tell(text, *descriptors):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, b"".join(fd.to_bytes(4, "little") for fd in descriptors))]
+        return channel.sendmsg([text], rights if descriptors else [], 0, os.environ["NOTIFY_SOCKET"])
+"""
+
+
+def notified(tier: int, pool: int) -> list[tuple[bytes, bool, bool]]:
+    def act(service: Service) -> list[tuple[bytes, bool, bool]]:
+        program = TELL + (
+            "tell(b'READY=1\\nSTATUS=one')\n"
+            "if os.fork() == 0:\n    tell(b'STATUS=child'); os._exit(0)\n"
+            "os.wait()\n"
+            "tell(b'STOPPING=1')\n"
+        )
+        held = Held(service, PYTHON, "-c", program, notify=True)
+        started = held.until(Started)
+        held.until(Ended)
+        assert held.rest() == ""
+        assert isinstance(held.events[-1], Ended)
+        said = [event for event in held.events if isinstance(event, Notified)]
+        held.close()
+        # The child had gone, or had not: its number is then not told.
+        return [(one.data, one.is_main, one.pid == started.inside) for one in said]
+
+    answer: list[tuple[bytes, bool, bool]] = in_service(tier, pool, act)
+    return answer
+
+
+def flooded(tier: int, pool: int) -> tuple[int, int]:
+    """How many messages of a flood are read at once, and altogether."""
+
+    def act(service: Service) -> tuple[int, int]:
+        program = TELL + "for _ in range(400): tell(b'X=1')\nprint('told', flush=True)\n"
+        held = Held(service, PYTHON, "-c", program, notify=True)
+        most = total = 0
+        deadline = time.monotonic() + DEADLINE
+        while not any(isinstance(event, Ended) for event in held.events) and time.monotonic() < deadline:
+            select.select([held.running], [], [], DEADLINE)
+            found = held.running.events()
+            held.events += found
+            said = sum(isinstance(event, Notified) for event in found)
+            most, total = max(most, said), total + said
+        assert held.line() == "told"
+        held.close()
+        return most, total
+
+    answer: tuple[int, int] = in_service(tier, pool, act)
+    return answer
+
+
+def too_much(tier: int, pool: int) -> list[bytes]:
+    program = TELL + (
+        "tell(b'x' * 4097)\n"
+        "tell(b'y' * 4096)\n"
+        "lingering = socket.socket()\n"
+        "lingering.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b'\\1\\0\\0\\0\\377\\0\\0\\0')\n"
+        "tell(b'FDSTORE=1', 0, 1, 2, lingering.fileno())\n"
+        "tell(b'BARRIER=1', os.pipe()[1])\n"
+    )
+
+    def act(service: Service) -> list[bytes]:
+        open_files, said = [], []
+        for _ in range(3):
+            held = Held(service, PYTHON, "-c", program, notify=True)
+            held.until(Ended)
+            assert held.rest() == ""
+            said = [event.data for event in held.events if isinstance(event, Notified)]
+            held.close()
+            open_files.append(len(os.listdir("/proc/self/fd")))
+        assert open_files[1] == open_files[2]
+        return said
+
+    answer: list[bytes] = in_service(tier, pool, act)
+    return answer
+
+
+def refused_notify() -> str:
+    with Service(Profile.default(2)) as service:
+        try:
+            Held(service, "true", notify=True)
+        except LaunchError as error:
+            return str(error)
+    return ""
+
+
+# Sockets
+
+SERVED = """
+import os, socket
+assert os.environ["LISTEN_PID"] == str(os.getpid())
+assert sorted(os.listdir("/proc/self/fd")) == [str(fd) for fd in range(3 + int(os.environ["LISTEN_FDS"]) + 1)]
+print(os.environ["LISTEN_FDS"], os.environ["LISTEN_FDNAMES"], flush=True)
+for fd in range(3, 3 + int(os.environ["LISTEN_FDS"])):
+    with socket.socket(fileno=fd) as listening:
+        client, _ = listening.accept()
+        with client:
+            client.sendall(b"from %d" % fd)
+"""
+
+
+def activated(tier: int, pool: int, folder: str) -> tuple[str, list[bytes]]:
+    def act(service: Service) -> tuple[str, list[bytes]]:
+        made = [socket.socket(socket.AF_UNIX) for _ in range(2)]
+        listeners = []
+        for number, listening in enumerate(made):
+            listening.bind(f"{folder}/{number}.sock")
+            listening.listen()
+            listeners.append((f"name{number}", listening.fileno()))
+        held = Held(service, PYTHON, "-c", SERVED, listeners=listeners)
+        heard = []
+        for number in range(2):
+            with socket.socket(socket.AF_UNIX) as client:
+                client.settimeout(DEADLINE)
+                client.connect(f"{folder}/{number}.sock")
+                heard.append(client.recv(100))
+        held.until(Ended)
+        line = held.rest()
+        held.close()
+        for listening in made:
+            listening.close()
+        return line, heard
+
+    answer: tuple[str, list[bytes]] = in_service(tier, pool, act)
+    return answer
+
+
+# Connections
+
+LISTENS = """
+import socket, sys
+with socket.create_server((sys.argv[1], 0), family=socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET) as server:
+    print(server.getsockname()[1], flush=True)
+    client, address = server.accept()
+    with client:
+        client.sendall(b"hello")
+    print(address[0], flush=True)
+"""
+
+
+def visited(tier: int, pool: int, address: str) -> tuple[bytes, str, bool]:
+    def act(service: Service) -> tuple[bytes, str, bool]:
+        held = Held(service, PYTHON, "-c", LISTENS, address)
+        held.until(Started)
+        port = int(held.line())
+        with held.running.connect(port, DEADLINE) as visit:
+            visit.settimeout(DEADLINE)
+            heard = visit.recv(100)
+        came_from = held.line()
+        held.until(Ended)
+        refused = False
+        try:
+            held.running.connect(port, DEADLINE)
+        except (LaunchError, ConnectionRefusedError):
+            refused = True
+        held.close()
+        return heard, came_from, refused
+
+    answer: tuple[bytes, str, bool] = in_service(tier, pool, act)
+    return answer
+
+
+def nothing_listens() -> tuple[str, str]:
+    found = []
+    for tier in (1, 2):
+        with Service(Profile.default(tier)) as service:
+            held = Held(service, "sleep", "1000")
+            held.until(Started)
+            try:
+                held.running.connect(9, DEADLINE)
+            except (ConnectionRefusedError, LaunchError) as error:
+                found.append(str(error))
+            held.close()
+    return found[0], found[1]
+
+
+def refusals() -> tuple[str, tuple[str, str]]:
+    return refused_notify(), nothing_listens()
+
+
+def reached(tier: int, pool: int) -> list[tuple[bytes, str, bool]]:
+    return [visited(tier, pool, address) for address in ("127.0.0.1", "::1")]
+
+
+# The tests
+
+TIERS = pytest.mark.parametrize(("tier", "pool"), [(0, 0), (1, 0), (2, 2)])
+WITH_UNIX_SOCKETS = pytest.mark.parametrize(("tier", "pool"), [(0, 0), (1, 1)])
+
+
 @TIERS
-def test_closed_it_leaves_nothing(world: World, tier: int, pool: int) -> None:
-    assert world.call(closed, tier, pool) == ""
+def test_a_command_again_and_again(world: World, tier: int, pool: int) -> None:
+    times, text, rest = world.call(several, ["plain", "missing", "closed"], tier, pool)
+    assert times == [["Started", "Ended"]] * 3
+    assert "no-such-program" in text
+    assert rest == ""
+
+
+@TIERS
+def test_signals_and_what_a_command_leaves_behind(world: World, tier: int, pool: int) -> None:
+    names = ["to_main_alone", "killed_alone", "left_behind", "kill_the_rest"]
+    to_main, killed, left, rest = world.call(several, names, tier, pool)
+    assert to_main == ("main was told", 3)
+    # Its children go with it where nobody asked to hold them.
+    assert killed == (137, 9)
+    assert left == (137, "child was told", 137)
+    assert rest == (5, 5, "")
+
+
+@WITH_UNIX_SOCKETS
+def test_notifications(world: World, tier: int, pool: int) -> None:
+    found, (most, total), dropped = world.call(several, ["notified", "flooded", "too_much"], tier, pool)
+    # In order, and with who has sent them.
+    assert [data for data, _, _ in found] == [b"READY=1\nSTATUS=one", b"STATUS=child", b"STOPPING=1"]
+    assert [is_main for _, is_main, _ in found] == [True, False, True]
+    assert not found[1][2]
+    # A flood is read little by little: all that was sent has come but for what was on its way at the end.
+    assert 300 < total <= 400
+    assert most <= 200
+    # What is too long is dropped, and descriptors are.
+    assert dropped == [b"y" * 4096, b"FDSTORE=1", b"BARRIER=1"]
+
+
+def test_what_tier_2_refuses(world: World) -> None:
+    """It has no unix sockets to notify with, and its loopback interface is down."""
+    notify, (refused, unreachable) = world.call(refusals)
+    assert "network.families" in notify
+    assert "refused" in refused
+    assert "network.loopback = false" in unreachable
+
+
+@TIERS
+def test_listening_sockets_come_with_the_command(world: World, tier: int, pool: int) -> None:
+    """Of tier 2, too, which can make none of that family itself."""
+    assert world.call(activated, tier, pool, str(world.tmp)) == ("2 name0:name1", [b"from 3", b"from 4"])
+
+
+@WITH_UNIX_SOCKETS
+def test_a_port_of_its_own_loopback(world: World, tier: int, pool: int) -> None:
+    v4, v6 = world.call(reached, tier, pool)
+    assert v4 == (b"hello", "127.0.0.1", True)
+    assert v6 == (b"hello", "::1", True)
