@@ -6,6 +6,7 @@ the plan carries a `Degradation` that every report shows.
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from dataclasses import dataclass, field
@@ -385,9 +386,13 @@ def _filter(profile: Profile, features: Features, degraded: _Degraded) -> Operat
         degraded.allow("notify", "this kernel cannot report refused system calls (Linux 5.0)", f"tier {profile.tier}")
     try:
         allowed = seccomp.allowed(profile.process.syscalls, tier=profile.tier)
-        program = seccomp.build(
-            allowed, arch=features.machine, families=profile.network.families, notify=notify, tier=profile.tier
-        )
+        program = _program(allowed, features.machine, tuple(profile.network.families), notify, profile.tier)
     except ValueError as error:
         raise CompileError(f"process.syscalls: {error}", origin) from None
     return confinement.Seccomp(origin, program, len(allowed), notify)
+
+
+@functools.lru_cache(maxsize=16)
+def _program(allowed: frozenset[str], machine: str, families: tuple[str, ...], notify: bool, tier: int) -> bytes:
+    """A filter that is kept: most units of a supervisor have the same one, and to prove it right takes 10 ms."""
+    return seccomp.build(allowed, arch=machine, families=families, notify=notify, tier=tier)

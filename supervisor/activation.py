@@ -30,6 +30,7 @@ _KINDS = {
     "sequential-packet": socket.SOCK_SEQPACKET,
 }
 _IP_FREEBIND = 15
+_MOST_BACKLOG = 0x7FFFFFFF  # listen(2) takes an int, and makes net.core.somaxconn of it
 
 
 @dataclass(slots=True)
@@ -146,7 +147,7 @@ def _opened(unit: SocketUnit) -> _Listening:
             one = _bound(unit, listen, made.paths)
             made.sockets.append(one)
             if listen.kind != "datagram":
-                one.listen(unit.backlog)
+                one.listen(min(unit.backlog, _MOST_BACKLOG))
         for link in unit.symlinks:
             _link(made.paths[0], link)
             made.paths.append(link)

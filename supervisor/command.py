@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Iterator, Sequence
 
+    from osmoda.supervisor.enablement import Link
+
 _DOWN, _UNKNOWN = 3, 4  # exit codes of status, which are systemctl's (LSB)
 _SPANS = {"s": 1, "sec": 1, "min": 60, "m": 60, "h": 3600, "d": 86400, "day": 86400, "days": 86400, "w": 604800}
 _AGO = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]+)(?:\s+ago)?")
@@ -55,12 +57,13 @@ def _print_json(value: Any) -> None:
 
 def _job(verb: str) -> Callable[[argparse.Namespace], int]:
     def ask(options: argparse.Namespace) -> int:
-        return _tell_outcomes(options, _asked(verb, getattr(options, "units", ()), quiet=options.json))
+        force = {"force": True} if getattr(options, "force", False) else {}
+        return _tell_outcomes(options, _asked(verb, getattr(options, "units", ()), quiet=options.json, **force))
 
     return ask
 
 
-def _asked(verb: str, units: Sequence[str], *, quiet: bool) -> list[dict[str, Any]]:
+def _asked(verb: str, units: Sequence[str], *, quiet: bool, **more: bool) -> list[dict[str, Any]]:
     """The outcomes; meanwhile, on a terminal, what is going on."""
     live = sys.stderr.isatty() and not quiet
     states: dict[str, str] = {}
@@ -70,7 +73,7 @@ def _asked(verb: str, units: Sequence[str], *, quiet: bool) -> list[dict[str, An
         going_on = [f"{unit} {state}" for unit, state in states.items() if state.endswith("ing")]
         print(f"\r\x1b[K{clean(', '.join(going_on))[:100]}", end="", file=sys.stderr, flush=True)
 
-    answer = control_client.ask(verb, units, progress=show if live else None, seconds=None)
+    answer = control_client.ask(verb, units, progress=show if live else None, seconds=None, **more)
     if live and states:
         print("\r\x1b[K", end="", file=sys.stderr, flush=True)
     outcomes: list[dict[str, Any]] = answer["outcomes"]
@@ -106,7 +109,10 @@ def _status(options: argparse.Namespace) -> int:
                 print(text)
     missing = [name for name in names if name not in {one["unit"] for one in found}]
     for name in missing:
-        print(f"{grammar.PROGRAM}: {clean(name)} is not loaded; was it ever started?", file=sys.stderr)
+        print(
+            f"{grammar.PROGRAM}: there is no unit {clean(name)} that could be read; `osmoda-watch check` says why",
+            file=sys.stderr,
+        )
     if missing:
         return _UNKNOWN
     return 0 if all(one["state"] in ("active", "reloading") for one in found) else _DOWN
@@ -157,10 +163,8 @@ def _top(options: argparse.Namespace) -> int:
         for one in units:
             span = now - began if one["sandbox"] in before else max(time.time() - one["since"], 0.001)
             one["cpu"] = 100 * (one["cpu_time"] - before.get(one["sandbox"], 0.0)) / max(span, 0.001)
-            rows.append(
-                (one["unit"], str(one["pid"]), f"{one['cpu']:.1f}", status_words.size(one["memory"]), str(one["tasks"]))
-                + (str(one["restarts"]), status_words.ago(time.time() - one["since"]))
-            )
+            numbers = (f"{one['cpu']:.1f}", status_words.size(one["memory"]), str(one["tasks"]), str(one["restarts"]))
+            rows.append((one["unit"], str(one["pid"]), *numbers, status_words.ago(time.time() - one["since"])))
         before, began = {one["sandbox"]: one["cpu_time"] for one in units}, now
         if options.json:
             print(json.dumps(units), flush=True)
@@ -171,6 +175,18 @@ def _top(options: argparse.Namespace) -> int:
         if once:
             return 0
         time.sleep(min(max(options.interval, 0.1), 60.0))
+
+
+def _capacity(options: argparse.Namespace) -> int:
+    from osmoda.supervisor import capacity_words
+
+    found = capacity_words.found(options.plan)
+    if options.json:
+        _print_json(capacity_words.as_dict(*found))
+    else:
+        for line in capacity_words.words(*found):
+            print(line)
+    return 0
 
 
 def _logs(options: argparse.Namespace) -> int:
@@ -188,9 +204,7 @@ def _logs(options: argparse.Namespace) -> int:
     return 0
 
 
-def _wanted_lines(
-    options: argparse.Namespace, folder: str, units: list[str], since: float
-) -> Iterator[log_view.Line]:
+def _wanted_lines(options: argparse.Namespace, folder: str, units: list[str], since: float) -> Iterator[log_view.Line]:
     if options.follow:
         last = options.lines if options.lines is not None else 10
         return log_view.follow(folder, units, last=last if not since else 1 << 30, since=since)
@@ -214,19 +228,32 @@ def _moment(text: str) -> float:
 
 
 def _enable(options: argparse.Namespace) -> int:
-    from osmoda.supervisor import enabled
+    from osmoda.supervisor import enablement
+    from osmoda.supervisor.loading import Loader
 
-    for line in enabled.enable(options.search, options.units):
-        print(clean(line))
-    return _tell_outcomes(options, _asked("start", options.units, quiet=options.json)) if options.now else 0
+    loader = Loader(options.search)
+    made = [link for name in options.units for link in enablement.enable(loader, name)]
+    return _tell_links(options, made, "start")
 
 
 def _disable(options: argparse.Namespace) -> int:
-    from osmoda.supervisor import enabled
+    from osmoda.supervisor import enablement
+    from osmoda.supervisor.loading import Loader
 
-    for line in enabled.disable(options.search, options.units):
-        print(clean(line))
-    return _tell_outcomes(options, _asked("stop", options.units, quiet=options.json)) if options.now else 0
+    loader = Loader(options.search)
+    removed = [link for name in options.units for link in enablement.disable(loader, name)]
+    return _tell_links(options, removed, "stop")
+
+
+def _tell_links(options: argparse.Namespace, links: Sequence[Link], verb: str) -> int:
+    """Say which links were made or removed and, with --now, start or stop the units."""
+    outcomes = _asked(verb, options.units, quiet=options.json) if options.now else []
+    if options.json:
+        _print_json({"links": [{"path": one.path, "target": one.target} for one in links], "outcomes": outcomes})
+        return 0 if all(one["ok"] for one in outcomes) else 1
+    for one in links:
+        print(clean(f"{'created' if verb == 'start' else 'removed'} {one.path} → {one.target}"))
+    return _tell_outcomes(options, outcomes)
 
 
 def _check(options: argparse.Namespace) -> int:
@@ -246,7 +273,12 @@ def _daemon(options: argparse.Namespace) -> int:
     from osmoda.supervisor import daemon
 
     search = [os.path.abspath(folder) for folder in options.search]
-    daemon.run(search, lambda: print("osmoda-watch: supervising", file=sys.stderr, flush=True))
+
+    def ready() -> None:
+        # In one piece: the thread that writes the logs writes here, too.
+        os.write(2, b"osmoda-watch: supervising\n")
+
+    daemon.run(search, ready)
     return 0
 
 
@@ -269,6 +301,7 @@ _VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
     "list": _list,
     "top": _top,
     "logs": _logs,
+    "capacity": _capacity,
     "enable": _enable,
     "disable": _disable,
     "check": _check,

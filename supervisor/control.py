@@ -128,5 +128,10 @@ class Control:
             return asked.result()
         except SupervisorError as error:
             return {"error": str(error)}
+        except (OSError, asyncio.CancelledError):
+            raise
+        except Exception as error:  # whoever asked is told of a mistake of this program's, and others are served
+            asyncio.get_running_loop().call_exception_handler({"message": f"{request.verb} failed", "exception": error})
+            return {"error": f"the daemon has made a mistake in {request.verb}, which it tells of: {error!r}"}
         finally:
             gone.cancel()

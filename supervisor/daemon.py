@@ -149,7 +149,8 @@ class Daemon:
     async def _start(self, request: Request, say: Say) -> Mapping[str, Any]:
         with suppress(OSError):  # where it cannot be written, a killed daemon's successor does not know of it
             self._wanted.start(self._full(request))
-        return _done(await self.engine.start(request.units, report=_reporter(say)))
+        forced = bool(request.options.get("force"))
+        return _done(await self.engine.start(request.units, report=_reporter(say), forced=forced))
 
     async def _stop(self, request: Request, say: Say) -> Mapping[str, Any]:
         with suppress(OSError):
@@ -172,15 +173,14 @@ class Daemon:
 
     async def _status(self, request: Request, say: Say) -> Mapping[str, Any]:
         """The units asked for, or all that are loaded; with what their sandboxes use, unless `brief`."""
-        wanted = [name for name in self._full(request) if name in self.engine.units] or [*self.engine.units]
-        if request.units and not {*self._full(request)} & {*self.engine.units}:
-            wanted = []
+        held = await self.engine.look_up(self._full(request)) if request.units else [*self.engine.units.values()]
         running = {}
-        if not request.options.get("brief") and wanted:
+        if not request.options.get("brief") and held:
             found = await asyncio.to_thread(processes.running)
             running = {one.identity: one for one in found}
-        units = [snapshots.of(self.engine.units[name], running) for name in sorted(wanted)]
-        return {"done": True, "units": units, "sockets": self.engine.sockets.names(), "daemon": os.getpid()}
+        units = [snapshots.of(one, running) for one in sorted(held, key=lambda one: one.name)]
+        sockets = self.engine.sockets.names()
+        return {"done": True, "units": units, "sockets": sockets, "search": self._search, "daemon": os.getpid()}
 
     def _full(self, request: Request) -> list[str]:
         return [self.engine.full_name(name) for name in request.units]

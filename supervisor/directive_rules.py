@@ -1,7 +1,7 @@
 """What a rule for a directive is, and the kinds that most of them are of.
 
-A rule is given the narrowing and all assignments of the directive, in order. It narrows the narrowing, demands something of
-the plan, or refuses; ValueError from it says why a value cannot be read.
+A rule is given all assignments of its directive, in order. It narrows the profile, demands something of the plan, or
+refuses; ValueError from it says why a value cannot be read.
 """
 
 from __future__ import annotations

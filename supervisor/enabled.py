@@ -25,3 +25,15 @@ def names(loader: Loader) -> list[str]:
             except OSError:
                 continue  # nothing is linked there
     return sorted(name for name in found if name.endswith((".service", ".socket")))
+
+
+def listed(loader: Loader, *, everything: bool) -> list[str]:
+    """The units of the first folder of the search path or, with `everything`, of all; templates are none themselves."""
+    found = [name for suffix in (".service", ".socket") for name in loader.names(suffix) if "@." not in name]
+    if everything:
+        return found
+    try:
+        here = {*os.listdir(loader.search[0])}
+    except OSError:
+        here = set()
+    return [name for name in found if name in here]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from osmoda.sandbox.errors import SandboxError
 from osmoda.supervisor import jobs, preparation
 from osmoda.supervisor.activation import Sockets
+from osmoda.supervisor.admission import Admission
 from osmoda.supervisor.errors import SupervisorError
 from osmoda.supervisor.loading import Loader
 from osmoda.supervisor.restarts import Group
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from osmoda.supervisor.preparation import Prepared
     from osmoda.supervisor.states import Active
     from osmoda.supervisor.unit import Unit
-
-_AT_ONCE = 4  # profiles that are compiled beside each other
 
 type Reporter = Callable[[str, str], None]
 """Told of a unit, and of what becomes of it."""
@@ -48,9 +47,11 @@ class Engine:
         self._acts = acts
         self.units: dict[str, Supervised] = {}
         self.groups: dict[str, Group] = {}
+        self.admission = Admission()
         self.sockets = Sockets(lambda service: self.soon(self._activate(service)), logs)
         self._listening: dict[str, set[asyncio.Queue[str]]] = {}
-        self._compiling = asyncio.Semaphore(_AT_ONCE)
+        # One at a time: the interpreter has one lock, and msgspec dies of two threads that need a new type's schema.
+        self._compiling = asyncio.Lock()
         self._background: set[asyncio.Task[object]] = set()
         self._around = Surroundings(logs, acts, self._changed, self._end_group, self.sockets.of)
         self._closing = False
@@ -88,21 +89,32 @@ class Engine:
         async with self._compiling:
             return await asyncio.to_thread(preparation.prepare, unit)
 
+    async def look_up(self, names: Sequence[str]) -> list[Supervised]:
+        """Services by name, whether they were ever started or not; those that cannot be read are left out."""
+        missing = [name for name in names if name not in self.units and name.endswith(".service")]
+        if missing:
+            units, _ = await self._read(missing)
+            for unit in units.values():
+                if unit.name in missing:
+                    self._held(unit)
+        return [self.units[name] for name in names if name in self.units]
+
     # --- what can be asked ---
 
     async def start(
-        self, names: Sequence[str], *, by_hand: bool = True, report: Reporter | None = None
+        self, names: Sequence[str], *, by_hand: bool = True, report: Reporter | None = None, forced: bool = False
     ) -> list[Outcome]:
-        """Start units and what they need, as they are on disk now, each as soon as those before it are up."""
-        sockets = [name for name in names if name.endswith(".socket")]
-        outcomes = [await self._listen(name) for name in sockets]
-        units, problems = await self._read(name for name in names if name not in sockets)
-        outcomes += [Outcome(name, False, text) for name, text in problems.items()]
-        for name, text in problems.items():
-            self._logs.say(name, text, 3)
+        """Start units and what they need, as they are on disk now, each as soon as those before it are up.
+
+        One more than this host has room for is refused, unless `forced`.
+        """
+        wanted = [*map(self.full_name, names)]
+        outcomes = [await self._listen(name) for name in wanted if name.endswith(".socket")]
+        units, problems = await self._read(name for name in wanted if name.endswith(".service"))
+        outcomes += [self._refused(name, text) for name, text in problems.items()]
 
         async def one(unit: Unit, waited: Mapping[str, Outcome]) -> Outcome:
-            return await self._start_one(unit, waited, by_hand=by_hand, report=report)
+            return await self._start_one(unit, waited, by_hand=by_hand, report=report, forced=forced)
 
         return outcomes + await self._in_order(units, jobs.before_start(units), one)
 
@@ -115,7 +127,7 @@ class Engine:
         return Outcome(name, True)
 
     async def _start_one(
-        self, unit: Unit, waited: Mapping[str, Outcome], *, by_hand: bool, report: Reporter | None
+        self, unit: Unit, waited: Mapping[str, Outcome], *, by_hand: bool, report: Reporter | None, forced: bool
     ) -> Outcome:
         needed = {*unit.dependencies.requires, *unit.dependencies.binds_to}
         failed = next((name for name in needed if name in waited and not waited[name].ok), None)
@@ -124,26 +136,28 @@ class Engine:
         missing = next((name for name in unit.dependencies.requisite if not self._is_up(name)), None)
         if missing is not None:
             return self._refused(unit.name, f"{missing}, without which it does not start (Requisite=), is not up")
-        held = self.units.get(unit.name)
-        if held is not None and held.machine.active in ("active", "reloading"):
+        held = self._held(unit)
+        if held.machine.active in ("active", "reloading"):
             return Outcome(unit.name, True)
         await self._stop_all(name for name in unit.dependencies.conflicts if name in self.units)
         if report is not None:
             report(unit.name, "starting")
-        if held is None or held.machine.sub in ("dead", "failed", "auto-restart"):
+        if held.machine.sub in ("dead", "failed", "auto-restart"):
             try:
                 prepared = await self._prepare(unit)
+                self.admission.admit(unit.name, prepared.confined.profile, forced=forced)
                 await self.sockets.open(self.loader, unit)
             except preparation.Skipped as skipped:
                 self._logs.say(unit.name, f"it is not started: {skipped}")
                 return Outcome(unit.name, True, str(skipped))
             except (SupervisorError, SandboxError) as error:
                 return self._refused(unit.name, str(error))
-            held = self._held(unit)
             held.read_again(unit, prepared, self._group(unit))
         if by_hand and held.machine.restarts.group is not None:
             held.machine.restarts.group.reset()
         done = await held.ask(StartAsked(by_hand), "start")
+        if done.ok:
+            held.last_problem = ""
         if report is not None:
             report(unit.name, "up" if done.ok else "failed")
         return Outcome(unit.name, done.ok, done.text)
@@ -188,7 +202,9 @@ class Engine:
         for name, unit in asked.items():
             if name in self.units and not self.units[name].machine.is_down:
                 try:
-                    ready[name] = await self._prepare(unit)
+                    prepared = await self._prepare(unit)
+                    self.admission.admit(name, prepared.confined.profile)
+                    ready[name] = prepared
                 except (SupervisorError, SandboxError) as error:
                     outcomes.append(self._refused(name, f"it goes on as it was: {error}"))
         known = {name: held.unit for name, held in self.units.items() if not held.machine.is_down}
@@ -276,7 +292,7 @@ class Engine:
 
     def full_name(self, name: str) -> str:
         """A unit as a person names it, with its suffix."""
-        return name if "." in name.rpartition("@")[2] and name.endswith((".service", ".socket")) else f"{name}.service"
+        return name if name.endswith((".service", ".socket")) else f"{name}.service"
 
     def _is_up(self, name: str) -> bool:
         held = self.units.get(name)
@@ -290,6 +306,7 @@ class Engine:
         if self._closing or before == after:
             return
         if after in ("inactive", "failed"):
+            self.admission.leave(held.name)
             self.sockets.resume(held.unit, gave_up=held.machine.result == "start-limit-hit")
             bound = [name for name, one in self.units.items() if held.name in one.unit.dependencies.binds_to]
             if bound:

@@ -18,6 +18,7 @@ class UnitError(SupervisorError):
     """A unit that cannot be started as it is written; `origin` is the line to change, None where there is none."""
 
     def __init__(self, message: str, origin: Origin | None = None) -> None:
-        super().__init__(f"{origin}: {message}" if origin is not None else message)
-        self.message = message
+        # Messages repeat what files say, which others may have written: nothing in them is a terminal's to obey.
+        self.message = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in message)
+        super().__init__(f"{origin}: {self.message}" if origin is not None else self.message)
         self.origin = origin

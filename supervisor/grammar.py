@@ -62,9 +62,10 @@ def _add_jobs(verbs: Any) -> None:
         "start",
         "start units",
         "Starts units and what they require, in order, as their files are now; returns when they are up. Exit\n"
-        "code 1 when one is not, with the reason.",
-        ("start research-agent writer-agent",),
+        "code 1 when one is not, with the reason. One more than this host has room for is refused: see capacity.",
+        ("start research-agent writer-agent", "start --force one-more"),
     )
+    start.add_argument("--force", action="store_true", help="also where this host has no room for it")
     stop = add_verb(
         verbs,
         "stop",
@@ -138,6 +139,16 @@ def _add_looks(verbs: Any) -> None:
     )
     view.add_argument("--once", action="store_true", help="print the units once and end")
     view.add_argument("--interval", type=float, default=2.0, metavar="SECONDS", help="between two looks (default: 2)")
+    capacity = add_verb(
+        verbs,
+        "capacity",
+        "say what fits on this host",
+        "Adds up the limits of the agents that run, and says how many more have room: on this host, or with\n"
+        "--plan on a machine of that plan. What an agent counts as that declares no limit, what is kept for the\n"
+        "system, and the plans are in plans.toml.",
+        ("capacity", "capacity --plan team", "capacity --json"),
+    )
+    capacity.add_argument("--plan", default="", metavar="NAME", help="solo, pro, team, scale, or one of your own")
     logs = add_verb(
         verbs,
         "logs",

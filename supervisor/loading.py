@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from osmoda.supervisor.specifiers import Host, Name
-    from osmoda.supervisor.unit import Dependencies, SocketUnit, Unit
+    from osmoda.supervisor.unit import Dependencies, Install, SocketUnit, Unit
     from osmoda.supervisor.unit_files import Found
 
 
@@ -47,9 +47,19 @@ class Loader:
         unit = reading.socket(found.name, texts, self.host)
         return dataclasses.replace(unit, dependencies=self._with_links(unit.dependencies, unit.origins, found))
 
-    def file_of(self, name: str) -> str:
-        """The path of a unit's own file. Raises as `load` does."""
-        return self._files.find(_parsed(name, ".service")).file
+    def installation(self, name: str) -> tuple[str, str, Install, dict[str, Origin]]:
+        """What enabling a service or a socket is about: its own name, its file, [Install], and where that stands.
+
+        `name` may be a template. Raises as `load` does.
+        """
+        parsed = _parsed(name, ".service")
+        found = self._files.find(parsed)
+        texts = self._read(found)
+        read = reading.socket if parsed.suffix == ".socket" else reading.service
+        if parsed.suffix not in (".service", ".socket"):
+            raise UnitError(f"{parsed.full} is neither a service nor a socket", None)
+        unit = read(found.name, texts, self.host)
+        return unit.name, found.file, unit.install, dict(unit.origins)
 
     def _texts(self, name: str, suffix: str) -> tuple[Found, list[reading.Text]]:
         parsed = _parsed(name, suffix)
@@ -58,8 +68,11 @@ class Loader:
         if parsed.instance == "":
             raise UnitError(f"{parsed.full} is a template; a unit of it has a name between '@' and '{suffix}'", None)
         found = self._files.find(parsed)
+        return found, self._read(found)
+
+    def _read(self, found: Found) -> list[reading.Text]:
         paths = [found.file, *self._files.drop_ins(found)]
-        return found, [(path, unit_files.read(path)) for path in paths]
+        return [(path, unit_files.read(path)) for path in paths]
 
     def _with_links(self, written: Dependencies, origins: object, found: Found) -> Dependencies:
         """The dependencies that links in `NAME.wants` and `NAME.requires` add."""

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from osmoda.supervisor.unit_syntax import Assignment
 
 MOST_CHECKS = 16
-MOST_WAITING = 64  # sandboxes in a pool of one agent
+MOST_WAITING = 16  # sandboxes in a pool of one agent
 MOST_RETRIES = 1000
 _URL = re.compile(r"http://(?:localhost|127\.0\.0\.1)?:([0-9]{1,5})(/[\x21-\x7e]*)?")
 _GROUP = re.compile(r"[A-Za-z0-9_.-]{1,64}")

@@ -15,11 +15,7 @@ def other_writer(path: str) -> str | None:
     """
     for name in dict.fromkeys((os.path.abspath(path), os.path.realpath(path))):
         while True:
-            try:
-                found = os.lstat(name)
-            except OSError as error:
-                return f"{name} cannot be looked at: {error.strerror}"
-            reason = _other(name, found)
+            reason = _other(name)
             if reason is not None:
                 return reason
             if name == "/":
@@ -28,7 +24,13 @@ def other_writer(path: str) -> str | None:
     return None
 
 
-def _other(name: str, found: os.stat_result) -> str | None:
+def _other(name: str) -> str | None:
+    try:
+        found = os.lstat(name)
+    except FileNotFoundError:
+        return None  # read, and gone since: its folder says who could have put it there
+    except OSError as error:
+        return f"{name} cannot be looked at: {error.strerror}"
     if found.st_uid not in (0, os.geteuid()):
         return f"{name} belongs to {_user(found.st_uid)}"
     if stat.S_ISLNK(found.st_mode) or (stat.S_ISDIR(found.st_mode) and found.st_mode & stat.S_ISVTX):

@@ -89,8 +89,7 @@ def _take(draft: Draft, assignment: Assignment, table: Mapping[str, Mapping[str,
 
 def _unknown(assignment: Assignment, table: Mapping[str, Mapping[str, directives.Rule]]) -> str:
     """What is said of a directive that its section does not have."""
-    name = assignment.name if assignment.name.isascii() and assignment.name.isprintable() else ascii(assignment.name)
-    sentence = f"{name[:80]}= is no directive of [{assignment.section}]"
+    sentence = f"{_shown(assignment.name)}= is no directive of [{assignment.section}]"
     for section, rules in table.items():
         if assignment.name in rules:
             return f"{sentence}; it belongs into [{section}]"
@@ -99,9 +98,8 @@ def _unknown(assignment: Assignment, table: Mapping[str, Mapping[str, directives
 
 
 def _shown(value: str) -> str:
-    """A value in a message: its beginning, and nothing that a terminal would obey."""
-    short = value if len(value) <= 80 else value[:77] + "..."
-    return short if short.isascii() and short.isprintable() else ascii(short)
+    """A value in a message: its beginning."""
+    return value if len(value) <= 80 else value[:77] + "..."
 
 
 # Parts of the model

@@ -27,9 +27,7 @@ _ELSEWHERE: dict[str, Rule] = {
         refused(_CREDENTIALS),
     ),
     "OpenFile": refused("no descriptor of the host's is handed into a sandbox; read in [filesystem] grants the file"),
-    "SetLoginEnvironment": refused(
-        "a sandbox has variables of its own, among them HOME, USER and SHELL", "no", "false"
-    ),
+    "SetLoginEnvironment": refused("HOME, USER and SHELL are those of the sandbox", "no", "false"),
 }
 
 RULES: Mapping[str, Rule] = MappingProxyType(

@@ -12,6 +12,7 @@ from osmoda.supervisor.preparation import open_output
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
     from osmoda.sandbox.service import Event, Running
     from osmoda.supervisor.capture import Outlet
     from osmoda.supervisor.preparation import Prepared

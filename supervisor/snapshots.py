@@ -29,7 +29,7 @@ def of(held: Supervised, running: Mapping[str, Running]) -> Snapshot:
         "exit_signal": machine.exit_signal,
         "restarts": machine.restarts.count,
         "says": machine.status,
-        "problem": held.last_problem if machine.result != "success" else "",
+        "problem": held.last_problem if machine.active in ("inactive", "failed", "activating") else "",
         "health": held.tally.state if machine.active in ("active", "reloading") else "unchecked",
         "health_problem": held.tally.problem,
         "group": unit.osmoda.group,
@@ -43,6 +43,7 @@ def of(held: Supervised, running: Mapping[str, Running]) -> Snapshot:
             "profile": profile.file,
             "plan": prepared.plan,
             "notes": list(prepared.confined.notes),
+            "limits": {"memory": profile.process.memory, "cpu": profile.process.cpu},
         }
     one = running.get(held.identity) if machine.main_pid else None
     if one is not None:

@@ -224,4 +224,4 @@ def _resolved(letter: str, name: Name, host: Host) -> str:
         raise UnknownSpecifier(f"%{letter} is not supported: {_ELSEWHERE[letter]}")
     if not letter:
         raise UnknownSpecifier("a '%' at the end is no specifier; '%%' is a percent sign")
-    raise UnknownSpecifier(f"%{letter} is no specifier; '%%' is a percent sign".encode("ascii", "replace").decode())
+    raise UnknownSpecifier(f"%{letter} is no specifier; '%%' is a percent sign")

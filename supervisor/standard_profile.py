@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from osmoda.host import paths
 from osmoda.sandbox.granted_paths import refusal, within
 from osmoda.sandbox.learning.private import PrivatePlaces
 from osmoda.sandbox.merge import Declaration
@@ -54,7 +55,7 @@ def _at_root(unit: Unit) -> bool:
 
 def _shown(unit: Unit, places: PrivatePlaces, tier: int) -> str:
     at = origin(unit, "Service.WorkingDirectory")
-    directory = os.path.normpath(unit.working_directory)
+    directory = paths.home() if unit.working_directory == "~" else unit.working_directory
     if not os.path.isdir(directory):
         raise UnitError(f"WorkingDirectory={directory} is not there", at)
     real = os.path.realpath(directory)

@@ -88,8 +88,9 @@ class Supervised:
             old, self.prepared = self.prepared, prepared
             if old is not None:
                 old.service.close()
-            for note in prepared.confined.notes:
-                self.outlet.say(note)
+            if old is None or old.confined.notes != prepared.confined.notes:
+                for note in prepared.confined.notes:
+                    self.outlet.say(note)
 
     # --- events in ---
 

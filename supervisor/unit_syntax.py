@@ -55,7 +55,7 @@ def assignments(content: bytes, file: str, sections: Collection[str]) -> list[As
             taken = section in sections
             if not taken and not section.startswith("X-"):
                 known = ", ".join(f"[{name}]" for name in sections)
-                raise UnitError(f"[{section}] is no section of this kind of unit, which has {known}", origin)
+                raise UnitError(f"[{section[:60]}] is no section of this kind of unit, which has {known}", origin)
             continue
         if section is None:
             raise UnitError(f"{_shown(line)} stands before the first section", origin)
@@ -115,5 +115,5 @@ def _text(line: bytes, origin: Origin) -> Iterator[tuple[Origin, str]]:
 
 
 def _shown(line: str) -> str:
-    """A line in a message: its beginning, and nothing that a terminal would obey."""
-    return ascii(line if len(line) <= 60 else line[:57] + "...")
+    """A line in a message: its beginning."""
+    return repr(line if len(line) <= 60 else line[:57] + "...")

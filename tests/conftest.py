@@ -11,5 +11,6 @@ pytest_plugins = [
     "tests.internet",
     "tests.internet_servers",
     "tests.sandboxed",
+    "tests.watched",
     "tests.running",
 ]

@@ -20,7 +20,9 @@ def test_the_generated_schema_is_current_and_valid(file, shape):
     jsonschema.Draft202012Validator.check_schema(json.loads((SHIPPED / file).read_text()))
 
 
-@pytest.mark.parametrize("path", sorted(SHIPPED.rglob("*.toml")), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", sorted({*SHIPPED.rglob("*.toml")} - {SHIPPED / "plans.toml"}), ids=lambda path: path.name
+)
 def test_editors_find_the_schema_and_agree_with_it(path):
     first = path.read_text().split("\n")[0]
     assert first.startswith("#:schema ")

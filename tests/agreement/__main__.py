@@ -1,0 +1,186 @@
+"""Whether osmoda reads units as systemd does: `python -m tests.agreement`, as root (README.md).
+
+Exit status 1 where one unit has another meaning, or a refusal does not name the line that it is about.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import dataclasses
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from osmoda.supervisor import reading, specifiers, values
+from osmoda.supervisor.errors import UnitError
+from osmoda.supervisor.specifiers import Host
+from osmoda.supervisor.unit import Unit
+from tests.agreement import compare, manager, supplies
+from tests.vm.__main__ import interruptible
+from tests.vm.supplies import Missing
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+LEAST = 300  # units
+INSTANCE = "one-two"
+PRUNED = "pruned-"
+
+
+@dataclasses.dataclass
+class Case:
+    """A unit that systemd is asked about: its name, and its file's name and text."""
+
+    name: str
+    file: str
+    text: bytes
+
+
+def named(file: str) -> str:
+    return file.replace("@.service", f"@{INSTANCE}.service")
+
+
+def read(case: Case, host: Host) -> Unit:
+    return reading.service(values.unit_name(case.name), [(case.file, case.text)], host)
+
+
+def without(text: bytes, line: int) -> bytes:
+    """A text without one line and what continues it, and with as many lines as before."""
+    lines = text.split(b"\n")
+    at = line - 1
+    while True:
+        goes_on = lines[at].rstrip(b"\r").endswith(b"\\") or lines[at].lstrip().startswith((b"#", b";"))
+        lines[at] = b"#"
+        at += 1
+        if not goes_on or at == len(lines):
+            return b"\n".join(lines)
+
+
+def pruned(case: Case, host: Host) -> Case | None:
+    """The same without the lines that are refused; None where nothing is left that could run."""
+    text = case.text
+    for _ in range(100):
+        now = Case(PRUNED + case.name, PRUNED + case.file, text)
+        try:
+            read(now, host)
+        except UnitError as error:
+            if error.origin is None or not re.match(r"[A-Z]\w+=", error.message):
+                return None
+            text = without(text, error.origin.line)
+        else:
+            return now
+    return None
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.agreement", description="Compare with systemd's reading.")
+    parser.add_argument("--supplies", type=Path, default=REPOSITORY / ".tox" / "agreement", metavar="FOLDER")
+    parser.add_argument("--verbose", action="store_true", help="a line for each unit")
+    given = parser.parse_args()
+    if os.geteuid() != 0:
+        print("agreement: skipped: making and booting a root file system needs root")
+        return 0
+    interruptible()
+    try:
+        return check(given.supplies.resolve(), verbose=given.verbose)
+    except Missing as missing:
+        print(f"agreement: {missing}", file=sys.stderr)
+        return 1
+
+
+def check(where: Path, *, verbose: bool) -> int:
+    where.mkdir(parents=True, exist_ok=True)
+    root, folder = supplies.root(where), supplies.units(where)
+    host = specifiers.host_here()
+    cases = [Case(named(path.name), path.name, path.read_bytes()) for path in sorted(folder.glob("*.service"))]
+    refused: dict[str, UnitError] = {}
+    asked = {}
+    for case in cases:
+        try:
+            read(case, host)
+        except UnitError as error:
+            refused[case.name] = error
+            if rest := pruned(case, host):
+                asked[rest.name] = rest
+        asked[case.name] = case
+    with tempfile.TemporaryDirectory(dir=where) as together:
+        for case in asked.values():
+            Path(together, case.file).write_bytes(case.text)
+        units = {name: read(case, host) for name, case in asked.items() if name not in refused}
+        keys = compare.DEPENDENCIES.values()
+        others = {name for unit in units.values() for key in keys for name in getattr(unit.dependencies, key)}
+        answers = manager.ask(root, Path(together), sorted({*asked, *others}))
+    there = dataclasses.replace(
+        host,
+        hostname=answers.hostname,
+        machine_id=(root / "etc/machine-id").read_text().strip(),
+        boot_id=answers.boot_id,
+        kernel_release=answers.kernel_release,
+    )
+
+    def text_of(name: str) -> str:
+        """The text of a unit's file: one of the packages', systemd's own, or the one that asks."""
+        if name in asked:
+            return asked[name].text.decode(errors="replace")
+        if name == manager.ASKING:
+            return manager.UNIT
+        template = re.sub("@.*[.]", "@.", name)
+        own = [root / "usr/lib/systemd/system" / one for one in (name, template)]
+        return next((path.read_text() for path in own if path.exists()), "")
+
+    return report(asked, refused, there, answers.properties, text_of, verbose=verbose)
+
+
+def report(
+    asked: Mapping[str, Case],
+    refused: Mapping[str, UnitError],
+    host: Host,
+    known: Mapping[str, Mapping[str, Any]],
+    text_of: Callable[[str], str],
+    *,
+    verbose: bool,
+) -> int:
+    same, same_pruned, wrong = 0, 0, []
+    reasons: collections.Counter[str] = collections.Counter()
+    for name, case in asked.items():
+        theirs = known.get(name)
+        if name in refused:
+            error = refused[name]
+            directive = re.match(r"(\w+)=", error.message)
+            line = case.text.decode(errors="replace").split("\n")[error.origin.line - 1] if error.origin else ""
+            if directive and line.lstrip().startswith(directive[1]):
+                reasons[f"{directive[1]}="] += 1
+            elif theirs is not None and theirs["LoadState"] == "bad-setting":
+                reasons["refused by systemd, too"] += 1
+            else:
+                wrong.append(f"{name}: the refusal does not name its line: {error}")
+            if verbose:
+                print(f"{name}: refused: {error}")
+            continue
+        if theirs is None or theirs["LoadState"] != "loaded":
+            wrong.append(f"{name}: systemd does not load it ({theirs and theirs['LoadState']})")
+            continue
+        found = compare.differences(read(case, host), theirs, known, text_of)
+        wrong += [f"{name}: {one}" for one in found]
+        same += not found and not name.startswith(PRUNED)
+        same_pruned += not found and name.startswith(PRUNED)
+        if verbose and not found:
+            print(f"{name}: the same")
+    total = sum(not name.startswith(PRUNED) for name in asked)
+    print(
+        f"{total} units: {same} have the same values as in systemd, {sum(reasons.values())} are refused, by directive:"
+    )
+    print("  " + ", ".join(f"{name} {count}" for name, count in reasons.most_common()))
+    print(f"{same_pruned} of those that are refused have the same values once the refused lines are taken out")
+    for one in wrong:
+        print(one)
+    if total < LEAST:
+        print(f"these are fewer than {LEAST} units")
+    return int(bool(wrong) or total < LEAST)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
