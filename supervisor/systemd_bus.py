@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote
@@ -29,7 +28,7 @@ class NoSuchUnit(SupervisorError):
 
 
 def is_here() -> bool:
-    """Whether systemd has booted this host (sd_booted(3)), and for an ordinary user whether a manager of theirs runs."""
+    """Whether systemd has booted this host (sd_booted(3)), and a manager of this user can be reached."""
     return os.path.isdir("/run/systemd/system") and os.path.exists(_address())
 
 
@@ -62,8 +61,6 @@ class Manager:
 
     async def __aexit__(self, *_: object) -> None:
         self._bus.disconnect()
-        with contextlib.suppress(asyncio.CancelledError, EOFError):
-            await self._bus.wait_for_disconnect()
 
     def _heard(self, message: Message) -> None:
         if message.message_type is MessageType.SIGNAL and message.member == "JobRemoved":
@@ -96,8 +93,9 @@ class Manager:
         """Have the manager do a job (StartUnit, StopUnit, …) and wait for its end: "done", or another result."""
         (job,) = await self.call(member, "ss", unit, "replace")
         if job in self._results:
-            return self._results.pop(job)
-        waiting = self._waiting[job] = asyncio.get_running_loop().create_future()
+            return self._results.pop(job)  # it was over before its name was known here
+        waiting: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._waiting[job] = waiting
         try:
             return await waiting
         finally:
@@ -106,9 +104,7 @@ class Manager:
     async def properties(self, unit: str) -> dict[str, Any]:
         """All properties of a unit, loaded for it, and of its kind of unit."""
         (path,) = await self.call("LoadUnit", "s", unit)
-        message = Message(
-            _MANAGER, path, "org.freedesktop.DBus.Properties", "GetAll", signature="s", body=[""]
-        )
+        message = Message(_MANAGER, path, "org.freedesktop.DBus.Properties", "GetAll", signature="s", body=[""])
         (found,) = await self._send(message)
         return {name: variant.value for name, variant in found.items()}
 

@@ -16,7 +16,7 @@ from osmoda.supervisor.errors import UnitError
 from osmoda.supervisor.unit_files import GENERATED
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from osmoda.supervisor.unit import Exec, Output, Unit
 
@@ -34,21 +34,25 @@ KINDS: Mapping[str, str] = MappingProxyType(
 """The directive of each kind of command."""
 
 _HEADING = """\
-# Written by osmoda-watch: systemd runs the commands of {unit} in its sandbox. Without this file it would run them outside;
-# `osmoda-watch systemd remove {unit}` removes it.
+# Written by osmoda-watch, which has systemd run the commands of {unit} in its sandbox by this.
+# Without it they would run outside; `osmoda-watch systemd remove {unit}` removes it.
 """
 
-_NOTHING = """\
-SystemCallFilter SystemCallArchitectures SystemCallErrorNumber SystemCallLog RestrictAddressFamilies
-RestrictFileSystems RestrictNetworkInterfaces AmbientCapabilities SecureBits DeviceAllow IPAddressAllow IPAddressDeny
-SocketBindAllow SocketBindDeny ReadWritePaths ReadOnlyPaths InaccessiblePaths ReadWriteDirectories
-ReadOnlyDirectories InaccessibleDirectories ExecPaths NoExecPaths BindPaths BindReadOnlyPaths TemporaryFileSystem
-MountFlags RootDirectory CPUQuota LimitNOFILE LimitFSIZE LimitAS LimitSTACK LimitCORE LimitNPROC User Group""".split()
-_NO = """\
-NoNewPrivileges PrivateTmp PrivateDevices PrivateNetwork PrivateUsers PrivateMounts PrivateIPC PrivatePIDs PrivateBPF
-ProtectClock ProtectControlGroups ProtectHostname ProtectKernelLogs ProtectKernelModules ProtectKernelTunables
-ProtectSystem ProtectHome LockPersonality RestrictRealtime RestrictSUIDSGID RestrictNamespaces RemoveIPC DynamicUser
-MountAPIVFS""".split()
+_NOTHING = (
+    *("SystemCallFilter", "SystemCallArchitectures", "SystemCallErrorNumber", "SystemCallLog", "RestrictFileSystems"),
+    *("RestrictAddressFamilies", "RestrictNetworkInterfaces", "IPAddressAllow", "IPAddressDeny", "SocketBindAllow"),
+    *("SocketBindDeny", "AmbientCapabilities", "SecureBits", "DeviceAllow", "ReadWritePaths", "ReadOnlyPaths"),
+    *("InaccessiblePaths", "ReadWriteDirectories", "ReadOnlyDirectories", "InaccessibleDirectories", "ExecPaths"),
+    *("NoExecPaths", "BindPaths", "BindReadOnlyPaths", "TemporaryFileSystem", "MountFlags", "RootDirectory"),
+    *("CPUQuota", "LimitNOFILE", "LimitFSIZE", "LimitAS", "LimitSTACK", "LimitCORE", "LimitNPROC", "User", "Group"),
+)
+_NO = (
+    *("NoNewPrivileges", "PrivateTmp", "PrivateDevices", "PrivateNetwork", "PrivateUsers", "PrivateMounts"),
+    *("PrivateIPC", "PrivatePIDs", "PrivateBPF", "ProtectClock", "ProtectControlGroups", "ProtectHostname"),
+    *("ProtectKernelLogs", "ProtectKernelModules", "ProtectKernelTunables", "ProtectSystem", "ProtectHome"),
+    *("LockPersonality", "RestrictRealtime", "RestrictSUIDSGID", "RestrictNamespaces", "RemoveIPC", "DynamicUser"),
+    "MountAPIVFS",
+)
 
 TAKEN_BACK: Mapping[str, str] = MappingProxyType(
     {
@@ -115,8 +119,7 @@ def escaped(word: str) -> str:
 def fingerprint(unit: Unit) -> str:
     """What a drop-in depends on: another one means that it was written for other files than there are now."""
     parts: list[object] = [_semantics(unit), [directive.name for directive in unit.confinement], unit.user, unit.group]
-    for kind in KINDS:
-        parts.append([(one.program, one.words, one.ignore_failure) for one in commands(unit, kind)])
+    parts += [[(one.program, one.words, one.ignore_failure) for one in commands(unit, kind)] for kind in KINDS]
     return hashlib.sha256(repr(parts).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
@@ -128,7 +131,7 @@ def _semantics(unit: Unit) -> list[str]:
         found.append("Type=notify")
     whoever = unit.notify_access in ("exec", "all")
     found.append(f"NotifyAccess={'all' if whoever else 'main'}")
-    # The wrapper passes the signal on, to all that is inside or to the program alone; what is left at the end is killed.
+    # The wrapper passes the signal on, to all that is inside or to the program alone; what is left then is killed.
     found.append("KillMode=mixed")
     found += [
         f"{name}=journal"
@@ -158,7 +161,9 @@ def _refuse(unit: Unit) -> None:
     ):
         if given:
             origin = unit.origins.get(f"X-Osmoda.{directive}")
-            raise UnitError(f"{directive}= needs osmoda's own engine; under systemd, {instead} is what there is", origin)
+            raise UnitError(
+                f"{directive}= needs osmoda's own engine; under systemd, {instead} is what there is", origin
+            )
 
 
 def path(folder: str, unit: str) -> str:

@@ -18,7 +18,7 @@ from osmoda.supervisor.systemd_bus import Manager, NoSuchUnit
 from osmoda.supervisor.unit_files import systemd_path
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
 
     from osmoda.supervisor.unit import Unit
 
@@ -53,9 +53,7 @@ class SystemdEngine:
         asked = [*dict.fromkeys(names)]
         units, problems = await asyncio.to_thread(lambda: closure(Loader(systemd_path()), asked))
         before = {*systemd_files.confined()}
-        wanted = {
-            name: unit for name, unit in units.items() if name in asked or name in before or is_declared(unit)
-        }
+        wanted = {name: unit for name, unit in units.items() if name in asked or name in before or is_declared(unit)}
         # By another name than its own.
         wanted |= {unit.name: unit for name, unit in units.items() if name in asked}
         program = systemd_files.program()
@@ -95,10 +93,12 @@ class SystemdEngine:
                 for number in range(len(systemd_drop_ins.commands(unit, kind)))
             ]
             if loaded != expected:
-                path = systemd_drop_ins.path(systemd_files.folder(), unit.name)
-                others = [one for one in shown.get("DropInPaths", ()) if one != path]
-                of = f" of {', '.join(others)}" if others else ""
-                return f"systemd has an {directive}= of it that does not lead into its sandbox; {path} comes before one{of}"
+                own = systemd_drop_ins.path(systemd_files.folder(), unit.name)
+                paths = [str(path) for path in shown.get("DropInPaths", ())]
+                if own not in paths:
+                    return f"systemd does not read {own}"
+                after = ", ".join(paths[paths.index(own) + 1 :]) or "the unit as it was read before"
+                return f"{directive}= does not lead into its sandbox for systemd, because of {after}"
         return ""
 
     # --- what can be asked ---
@@ -162,9 +162,7 @@ class SystemdEngine:
     async def enable(self, names: Sequence[str]) -> list[str]:
         """Confine units, and link them as their [Install] says: the links. Raises SupervisorError."""
         names = [*map(full_name, names)]
-        problems = await self.confine(
-            [name if name.endswith(".service") else self._service_of(name) for name in names]
-        )
+        problems = await self.confine([name if name.endswith(".service") else self._service_of(name) for name in names])
         if problems:
             raise SupervisorError("; ".join(f"{name}: {text}" for name, text in problems.items()))
         _, changes = await self._manager.call("EnableUnitFiles", "asbb", names, False, False)
@@ -189,6 +187,12 @@ class SystemdEngine:
         done = await self._each(names, one)
         await self._manager.call("Reload")
         return done
+
+    async def write(self, names: Sequence[str]) -> list[Outcome]:
+        """Confine units, and leave them as they are otherwise."""
+        names = [*map(full_name, names)]
+        problems = await self.confine(names)
+        return [outcome(name, name not in problems, problems.get(name, "")) for name in {*names, *problems}]
 
     async def check(self) -> list[Outcome]:
         """Each unit that is an agent, and whether systemd would run it in its sandbox."""
@@ -243,28 +247,11 @@ def full_name(name: str) -> str:
     return name if name.endswith((".service", ".socket", ".target")) else f"{name}.service"
 
 
-type Ask = Callable[[SystemdEngine], Awaitable[Mapping[str, Any]]]
+def converse(do: Callable[[SystemdEngine], Awaitable[Any]]) -> Any:
+    """Have something done in one conversation with the manager: what it gives. Raises SupervisorError."""
 
-
-def ask(verb: str, units: Sequence[str] = (), **options: str | int | bool) -> dict[str, Any]:
-    """What the daemon's control socket answers where there is one (control_client.ask): the same verbs, of systemd."""
-
-    async def answer() -> dict[str, Any]:
+    async def conversation() -> Any:
         async with Manager() as manager:
-            engine = SystemdEngine(manager)
-            if verb in ("status", "list"):
-                found = await engine.snapshots(units, brief=bool(options.get("brief")))
-                return {"done": True, "units": found, "sockets": {}, "search": list(systemd_path())}
-            if verb == "daemon-reload":
-                return {"done": True, "outcomes": await engine.read_again()}
-            do = {
-                "start": engine.start,
-                "stop": engine.stop,
-                "restart": engine.restart,
-                "reload": engine.reload,
-                "reset-failed": engine.reset_failed,
-                "systemd-remove": engine.release,
-            }[verb]
-            return {"done": True, "outcomes": await do(units)}
+            return await do(SystemdEngine(manager))
 
-    return asyncio.run(answer())
+    return asyncio.run(conversation())

@@ -38,6 +38,14 @@ _SAID_BY_SYSTEMD = (
 )
 
 
+def main(arguments: list[str]) -> int:
+    """`exec KIND NUMBER MARK UNIT`, for drop-ins: the exit code. Raises SupervisorError for anything else."""
+    match arguments:
+        case [kind, number, mark, name] if kind in systemd_drop_ins.KINDS and number.isdecimal():
+            return run(kind, int(number), mark, name)
+    raise SupervisorError("`osmoda-watch exec` is for the drop-ins that `osmoda-watch start` writes for systemd")
+
+
 def run(kind: str, number: int, mark: str, name: str) -> int:
     """Run a unit's command to its end: the exit code, or this process ends by the signal that has ended the command.
 
@@ -117,15 +125,14 @@ def _begin(unit: Unit, confined: Confined) -> None:
 
 def _open_streams(unit: Unit) -> None:
     """Files for the standard streams, over what systemd has opened. Raises SupervisorError."""
-    streams = ((0, unit.standard_input), (1, unit.standard_output), (2, unit.standard_error))
-    try:
-        for number, output in streams:
-            if systemd_drop_ins.opened_inside(output):
+    for number, output in enumerate((unit.standard_input, unit.standard_output, unit.standard_error)):
+        if systemd_drop_ins.opened_inside(output):
+            try:
                 flags = os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC
                 fd = preparation.open_output(output) if number else os.open(output.path, flags)
-                os.dup2(fd, number)
-                os.close(fd)
-            elif number == 2 and output.kind == "inherit":
-                os.dup2(1, 2)
-    except OSError as error:
-        raise SupervisorError(f"{output.path}: {error.strerror}") from None
+            except OSError as error:
+                raise SupervisorError(f"{output.path}: {error.strerror}") from None
+            os.dup2(fd, number)
+            os.close(fd)
+        elif number == 2 and output.kind == "inherit":
+            os.dup2(1, 2)

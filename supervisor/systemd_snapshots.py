@@ -90,7 +90,9 @@ def why(job: str, shown: Mapping[str, Any]) -> str:
     return state_words.reason(result, *ended(shown))
 
 
-def log(units: Sequence[str], *, last: int | None, since: float = 0.0, follow: bool = False) -> Iterator[dict[str, Any]]:
+def log(
+    units: Sequence[str], *, last: int | None, since: float = 0.0, follow: bool = False
+) -> Iterator[dict[str, Any]]:
     """Lines of units out of the journal, as `log_view` has them: `last` ones, since a moment, and those to come.
 
     Raises SupervisorError.

@@ -9,13 +9,13 @@ import subprocess
 import sys
 import time
 import traceback
-from pathlib import Path
 
+from tests.parity.confined import Confined
 from tests.parity.plain import Plain
 from tests.parity.scenarios import SCENARIOS
 from tests.parity.stage import Engine, staged
 
-ENGINES: dict[str, type[Engine]] = {"plain": Plain}
+ENGINES: dict[str, type[Engine]] = {"plain": Plain, "confined": Confined}
 
 
 def main() -> int:
@@ -34,11 +34,12 @@ def main() -> int:
                 continue
             began = time.monotonic()
             try:
-                with staged(engine, Path("/srv")) as stage:
+                with staged(engine) as stage:
                     scenario(stage)
             except (AssertionError, OSError, ValueError, subprocess.SubprocessError):
                 failed += 1
                 print(f"FAILED {kind}: {scenario.__name__}", traceback.format_exc(limit=3), sep="\n", flush=True)
+                subprocess.run(["journalctl", "--lines=15", "--output=short-monotonic", "--no-pager"], check=False)
             else:
                 print(f"ok     {kind}: {scenario.__name__} ({time.monotonic() - began:.1f} s)", flush=True)
     print(f"{failed} failed" if failed else "all passed", flush=True)
