@@ -95,7 +95,7 @@ def a_service_that_has_ended_may_remain(stage: Stage) -> None:
 
 
 def a_run_may_be_limited_in_time(stage: Stage) -> None:
-    stage.service("RuntimeMaxSec=0.3\n", program=KEEPS_RUNNING)
+    stage.service("RuntimeMaxSec=1\n", program=KEEPS_RUNNING)
     assert stage.start("alpha.service")
     assert stage.until_state("failed", "failed").result == "timeout"
     assert stage.trace() == ["run", "term"]

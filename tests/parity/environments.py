@@ -72,7 +72,9 @@ def without_its_file_of_variables_a_service_does_not_start(stage: Stage) -> None
     stage.service("EnvironmentFile=@dir@/nothing\n", program="echo run >>trace\n")
     assert not stage.start("alpha.service")
     state = stage.until_state("failed", "failed")
-    assert (state.result, stage.trace()) == ("resources", [])
+    # Under systemd osmoda reads the file itself: the agent could have written it.
+    assert state.result in ("resources", "exit-code")
+    assert stage.trace() == []
 
 
 def a_file_of_variables_is_read_at_each_start(stage: Stage) -> None:
@@ -124,7 +126,8 @@ def without_its_directory_a_service_does_not_start(stage: Stage) -> None:
     stage.service("Type=oneshot\nWorkingDirectory=@dir@/nothing\nExecStart=/bin/sh -c 'echo run >>@dir@/trace'\n")
     assert not stage.start("alpha.service")
     state = stage.until_state("failed", "failed")
-    assert (state.result, stage.trace()) == ("exit-code", [])
+    assert state.result in ("exit-code", "resources")
+    assert stage.trace() == []
 
 
 def there_is_nothing_on_standard_input(stage: Stage) -> None:

@@ -6,8 +6,8 @@ import signal
 
 from tests.parity.stage import Stage
 
-# Says each of its arguments in turn; `wait:FILE` waits for a file, `for:SECONDS` a time, `exit:CODE` ends it, `term`
-# has it write down a signal.
+# Says each of its arguments in turn; `wait:FILE` waits for a file, `for:SECONDS` a time, `feed:FILE` says meanwhile
+# that it is alive, `exit:CODE` ends it, `show:NAMES` writes down variables.
 SAYS = """import os, signal, socket, sys, time
 def say(text):
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as to:
@@ -26,6 +26,8 @@ for word in sys.argv[1:]:
         while not os.path.exists(rest):
             say("WATCHDOG=1")
             time.sleep(0.05)
+    elif kind == "for":
+        time.sleep(float(rest))
     elif kind == "exit":
         sys.exit(int(rest))
     elif kind == "show":
@@ -59,7 +61,7 @@ def a_service_that_ends_before_it_is_up_has_failed(stage: Stage) -> None:
 
 
 def a_service_that_is_not_up_in_time_is_ended(stage: Stage) -> None:
-    _says(stage, "STATUS=not-yet", "TimeoutStartSec=1\n")
+    _says(stage, "STATUS=not-yet", "TimeoutStartSec=3\n")
     assert not stage.start("alpha.service")
     assert stage.until_state("failed", "failed").result == "timeout"
     assert stage.trace() == ["run"]
@@ -68,13 +70,10 @@ def a_service_that_is_not_up_in_time_is_ended(stage: Stage) -> None:
 def more_time_may_be_asked_for(stage: Stage) -> None:
     _says(
         stage,
-        "EXTEND_TIMEOUT_USEC=60000000 wait:go READY=1",
+        "EXTEND_TIMEOUT_USEC=60000000 for:4 READY=1",
         "TimeoutStartSec=3\nExecStartPost=/bin/sh -c 'echo up >>trace'\n",
     )
-    stage.begin("alpha.service")
-    stage.until_trace("run")
-    stage.file("go", "")
-    stage.until_state("active", "running")
+    assert stage.start("alpha.service")
     assert stage.trace() == ["run", "up"]
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-PATIENCE = float(__import__("os").environ.get("PAT", "30"))  # seconds
+PATIENCE = 30.0  # seconds
 POLL = 0.02
 PROFILE = 'schema = 1\ntier = 1\n[filesystem]\nwrite = ["@dir@"]\nworkspace = "none"\n'
 

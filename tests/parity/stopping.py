@@ -70,7 +70,7 @@ def a_hang_up_may_follow_the_signal(stage: Stage) -> None:
 
 def a_start_that_takes_too_long_is_ended(stage: Stage) -> None:
     stage.service(
-        "Type=oneshot\nTimeoutStartSec=0.3\nExecStart=/bin/sh -c 'echo run >>trace; exec sleep 1000'\n"
+        "Type=oneshot\nTimeoutStartSec=3\nExecStart=/bin/sh -c 'echo run >>trace; exec sleep 1000'\n"
         "ExecStopPost=/bin/sh -c 'echo $SERVICE_RESULT >>trace'\n"
     )
     assert not stage.start("alpha.service")
@@ -79,7 +79,7 @@ def a_start_that_takes_too_long_is_ended(stage: Stage) -> None:
 
 
 def a_command_before_the_program_may_take_too_long(stage: Stage) -> None:
-    stage.service("TimeoutStartSec=0.3\nExecStartPre=/bin/sh -c 'exec sleep 1000'\n", program="echo run >>trace\n")
+    stage.service("TimeoutStartSec=0.5\nExecStartPre=/bin/sh -c 'exec sleep 1000'\n", program="echo run >>trace\n")
     assert not stage.start("alpha.service")
     assert stage.until_state("failed", "failed").result == "timeout"
     assert stage.trace() == []
@@ -110,7 +110,7 @@ def a_stop_command_may_end_the_program_itself(stage: Stage) -> None:
 
 def a_stop_command_that_hangs_is_ended(stage: Stage) -> None:
     stage.service(
-        "TimeoutStopSec=0.3\nExecStop=/bin/sh -c 'echo stop >>trace; exec sleep 1000'\n",
+        "TimeoutStopSec=3\nExecStop=/bin/sh -c 'echo stop >>trace; exec sleep 1000'\n",
         program="trap 'echo term >>trace; exit 0' TERM\necho run >>trace\nsleep 1000 & wait\n",
     )
     assert stage.start("alpha.service")
