@@ -5,7 +5,7 @@
 VENV ?= .venv
 PYTHON ?=
 ROOMS := $(wildcard host ledger egress sandbox supervisor mesh mcpd profiles)
-SOURCES := $(sort $(shell find $(ROOMS) -type f ! -name '*.pyc')) packaging/osmoda-egress packaging/osmoda-ledger packaging/osmoda-sandbox pyproject.toml README.md
+SOURCES := $(sort $(shell find $(ROOMS) -type f ! -name '*.pyc')) packaging/osmoda-egress packaging/osmoda-ledger packaging/osmoda-sandbox packaging/osmoda-watch pyproject.toml README.md
 BOOTSTRAP = @VENV='$(VENV)' PYTHON='$(PYTHON)' packaging/bootstrap
 # The lock holds for build requirements too. An environment variable, since an older pip reads no other way into an isolated build.
 PIP = PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_CONSTRAINT='$(CURDIR)/requirements-ci.txt' '$(VENV)/bin/python3' -m pip -qq

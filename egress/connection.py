@@ -58,7 +58,10 @@ class Connection(Client):
         opened = len(session.connections)
         session.connections.add(self)
         crowded = session.budgets.connect(opened)
-        if crowded:
+        unrecorded = session.ledger.refusal if session.ledger is not None else ""
+        if unrecorded:
+            self._refuse(unrecorded, "")
+        elif crowded:
             self._refuse(crowded, "")
             if session.budgets.connect(opened - _REFUSED_MOST):
                 self._cut()
@@ -188,6 +191,7 @@ class Connection(Client):
 
     def _relay(self, server: _socket.socket | int) -> None:
         session, first, shown = self.session, self._first, bool(self.protocol)
+        self._let_through("spliced")
         self.state = RELAYING
         self.relay = Relay(
             session.loop,
@@ -214,6 +218,7 @@ class Connection(Client):
         from osmoda.egress.inspection import InspectedConnection
 
         session, first = self.session, self._first
+        self._let_through("inspected")
         authority = session.authority
         assert first is not None
         assert authority is not None  # what has none was refused before (`_go`)
@@ -243,6 +248,24 @@ class Connection(Client):
         except BaseException:
             session.loop.close(fd)  # nobody else knows it: the client would wait for ever
             raise
+
+    def _let_through(self, action: str) -> None:
+        """Put it on the ledger before anything passes; what it came to is in the log."""
+        if self.session.ledger is not None:
+            address = self.led_to[0] if self.led_to else self.address
+            self.session.put_on_ledger(
+                {
+                    "event": "connection",
+                    "name": self.name,
+                    "address": address_text(address),
+                    "port": self.port,
+                    "protocol": self.protocol or first_bytes.OTHER,
+                    "verdict": "allow",
+                    "action": action,
+                    "reason": self.verdict.reason if self.approved else "",
+                    "rule": self.verdict.origin,
+                }
+            )
 
     # --- ends ---
 

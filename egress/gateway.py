@@ -13,6 +13,7 @@ from osmoda.egress.counters import Counters
 from osmoda.egress.loop import Loop
 from osmoda.egress.registration import Channel
 from osmoda.egress.upstream import Upstream
+from osmoda.host import paths
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from osmoda.egress.agents import Directory
     from osmoda.egress.asking import Question
     from osmoda.egress.inspection import Inspector
+    from osmoda.egress.ledger_feed import Feed
     from osmoda.egress.records import Log
     from osmoda.egress.session import Session
 
@@ -42,6 +44,9 @@ class Gateway:
         self.upstream_authorities = upstream_authorities
         self.sessions: dict[str, Session] = {}
         self.directory: Directory | None = None  # where other agents are, once one was looked for
+        self.ledger: Feed | None = None
+        """Where verdicts are put on record, for a user who has a ledger."""
+        self.awaken: Callable[[], None] | None = None  # has the ledger's service started, where this process may not
         self.draining = False
         self.parted: Callable[[], None] | None = None  # called when a channel that was admitted has ended
         self._inspector: Inspector | None = None
@@ -114,6 +119,14 @@ class Gateway:
             self.counters.decided(str(entry.get("event")), str(verdict), str(entry.get("action")))
         self.log.write(entry)
 
+    def use_ledger(self) -> Feed | None:
+        """The ledger, if this user has one: asked with each sandbox, since one may have been made meanwhile."""
+        if self.ledger is None and paths.has_ledger():
+            from osmoda.egress.ledger_feed import Feed
+
+            self.ledger = Feed(self.loop, self.awaken)
+        return self.ledger
+
     def _fault(self, callback: object, error: BaseException) -> None:
         """A mistake of ours in one callback must not cost the others their network; its own connection is cut."""
         if not isinstance(error, Exception):
@@ -153,6 +166,8 @@ class Gateway:
             if self._inspector is not None:
                 self._inspector.close(1.0)
             self.log.close()
+            if self.ledger is not None:
+                self.ledger.close()
             self.loop.shut()
 
 

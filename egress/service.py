@@ -18,6 +18,7 @@ from osmoda.egress.control_messages import SUFFIX
 from osmoda.egress.loop import IN, Acceptor, Loop
 from osmoda.egress.service_worker import DRAIN_SECONDS
 from osmoda.host import messages, paths, peer, syscalls
+from osmoda.ledger import starting
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -106,6 +107,7 @@ class _Service:
         self._waiting: list[int] = []
         self._acceptor: Acceptor | None = None
         self._stopping = False
+        self._ledger_starts = False
         self._handlers, self._signals = self._take_signals()
 
     # --- processes ---
@@ -197,11 +199,32 @@ class _Service:
             child.parted = int(rest)
         elif kind == b"S":
             self._stop(float(rest))
+        elif kind == b"L":
+            self._awaken_ledger()
         elif kind == b"E":
             self._failed(child, rest.decode(errors="replace"))
         elif not kind:
             self._loop.unregister(child.channel.fileno())
         return bool(kind)
+
+    def _awaken_ledger(self) -> None:
+        """Start the ledger's service for the workers, which may start no process; they see themselves when it is."""
+        if self._ledger_starts:
+            return
+        try:
+            folder = paths.own_directory("state", "ledger")
+            pid, fd = starting.begin(folder, paths.own_directory("runtime", "ledger"))
+        except (OSError, paths.UntrustedDirectory):
+            return  # what is in the way is told to whoever launches something, too
+
+        def ended(_: int) -> None:
+            posix.read(fd, 4096)
+            self._loop.close(fd)
+            posix.waitpid(pid, 0)
+            self._ledger_starts = False
+
+        self._ledger_starts = True
+        self._loop.register(fd, IN, ended)
 
     def _died(self, child: _Child) -> None:
         while self._heard(child):

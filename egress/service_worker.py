@@ -1,8 +1,9 @@
 """The processes of the standing service: gateways, and the one that shows their numbers. Each ends with its parent.
 
 On the channel to the parent (descriptor 3, SOCK_SEQPACKET) these say `R` (ready), `P` and how many registrations they
-have parted with so far, `S` and seconds (somebody asks for the service's end), `E` and a sentence; the parent says `A`
-with a registration, `N` with a channel to another gateway, and `D` and seconds (drain).
+have parted with so far, `S` and seconds (somebody asks for the service's end), `L` (the ledger's service is needed,
+which these may not start), `E` and a sentence; the parent says `A` with a registration, `N` with a channel to another
+gateway, and `D` and seconds (drain).
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def preload() -> None:
     import json  # noqa: F401
     import traceback  # noqa: F401
 
-    from osmoda.egress import agents, asking, http_head, metrics, resolver, visits  # noqa: F401
+    from osmoda.egress import agents, asking, http_head, ledger_feed, metrics, resolver, visits  # noqa: F401
 
     try:
         # The C library's own modules for name services.
@@ -139,6 +140,7 @@ def _gateway(door: _socket.socket, folder: str, confine: Callable[[], None] | No
                 gateway.admit(_socket.socket(fileno=fd))
 
     gateway.parted = count_parted
+    gateway.awaken = lambda: tell(b"L")
     listening = control.listen(gateway, lambda seconds: tell(b"S%g" % seconds))
     _on_sigterm(gateway)
     gateway.loop.register(door.fileno(), IN, told)

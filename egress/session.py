@@ -36,6 +36,7 @@ _TOLD_PER_SECOND = 100
 _WARM_UP = 0.02  # seconds from the sockets' coming to the loading of what answers questions; a question loads it, too
 _NAMES_NOTED = 20  # a second
 _INNER_SOCKETS = 8  # made inside at a time, for connections from other agents
+_ON_LEDGER = ("event", "name", "address", "port", "protocol", "verdict", "action", "reason", "rule", "unnoted")
 _MOST_WAITING = 64
 _BLOCKED, _PROHIBITED, _NETWORK_ERROR = 15, 18, 23  # RFC 8914, section 4
 
@@ -80,6 +81,10 @@ class Session:
         """Refused names that no record tells of, since the last one that says so."""
         self._second = 0
         self._told = 0
+        self.ledger = gateway.use_ledger()
+        self.ledger_second = 0
+        self.ledger_noted = 0
+        """Verdicts of that second (see `ledger_feed`)."""
 
     # --- its sockets ---
 
@@ -236,7 +241,14 @@ class Session:
         }
         self.gateway.write(entry)
         if entry.get("verdict") == "deny":
+            self.put_on_ledger(fields)
             self._tell(entry)
+
+    def put_on_ledger(self, fields: dict[str, object]) -> None:
+        """A verdict: what was refused, or is about to be let through."""
+        if self.ledger is not None:
+            told = {name: fields[name] for name in _ON_LEDGER if name in fields}
+            self.ledger.note(self, told)
 
     def _tell(self, entry: dict[str, object]) -> None:
         second = int(self.loop.now)
@@ -274,6 +286,8 @@ class Session:
             from osmoda.egress import visits
 
             visits.session_ended(self)
+        if self.ledger is not None:
+            self.ledger.sum_up(self)
         self.gateway.counters.dropped += self.dropped_queries()
         if self._warming is not None:
             self._warming.cancel()

@@ -51,6 +51,9 @@ _TIMERFD_CREATE = 283 if _X86 else 85
 _TIMERFD_SETTIME = 286 if _X86 else 86
 _INOTIFY_INIT1 = 294 if _X86 else 26
 _INOTIFY_ADD_WATCH = 254 if _X86 else 27
+_FANOTIFY_INIT = 300 if _X86 else 262
+_FANOTIFY_MARK = 301 if _X86 else 263
+_NAME_TO_HANDLE_AT = 303 if _X86 else 264
 _PIDFD_SEND_SIGNAL = 424
 _OPEN_TREE = 428
 _MOVE_MOUNT = 429
@@ -100,6 +103,17 @@ MS_REC = 0x4000
 MS_PRIVATE = 0x40000
 MS_SLAVE = 0x80000
 MNT_DETACH = 2
+
+FAN_CLOEXEC = 0x1
+FAN_NONBLOCK = 0x2
+FAN_REPORT_PIDFD = 0x80
+FAN_REPORT_DIR_FID = 0x400
+FAN_REPORT_NAME = 0x800
+FAN_MARK_ADD = 0x1
+FAN_MARK_ONLYDIR = 0x8
+FAN_MARK_DONT_FOLLOW = 0x4
+AT_HANDLE_FID = 0x200
+_MOST_HANDLE = 128  # bytes of a file handle (MAX_HANDLE_SZ)
 
 IN_MODIFY = 0x2
 IN_MOVED_TO = 0x80
@@ -461,6 +475,39 @@ def umount2(path: bytes, flags: int) -> None:
 def pivot_root(new: bytes, old: bytes) -> None:
     if _syscall(_PIVOT_ROOT, new, old, 0, 0, 0, 0) < 0:
         _fail("pivot_root", new)
+
+
+# --- what happens to files ---
+
+
+def fanotify_init(flags: int) -> int:
+    """A group for events; those of files are told by handles and names, never by descriptors (fanotify_init(2))."""
+    fd = _syscall(_FANOTIFY_INIT, flags | FAN_CLOEXEC, posix.O_RDONLY, 0, 0, 0, 0)
+    if fd < 0:
+        _fail("fanotify_init")
+    return int(fd)
+
+
+def fanotify_mark(group: int, flags: int, mask: int, path: bytes) -> None:
+    """Have `group` told of the events `mask` at `path` (fanotify_mark(2))."""
+    if _syscall(_FANOTIFY_MARK, group, flags, mask, AT_FDCWD, path, 0) < 0:
+        _fail("fanotify_mark", path)
+
+
+def name_to_handle_at(path: bytes) -> bytes:
+    """The file handle of what is at `path`, its last link not followed: size, type, then the handle itself.
+
+    As fanotify(7) reports it. Where a file system's handles cannot be opened, it has them for telling apart only.
+    """
+    mount = _Int()
+    for flags in (0, AT_HANDLE_FID):
+        handle = _MOST_HANDLE.to_bytes(4, "little") + bytes(4 + _MOST_HANDLE)
+        arguments = (AT_FDCWD, path, address_of(handle), addressof(mount), flags, 0)
+        if _syscall(_NAME_TO_HANDLE_AT, *arguments) == 0:
+            return handle[: 8 + int.from_bytes(handle[:4], "little")]
+        if get_errno() != 95:  # EOPNOTSUPP
+            break
+    _fail("name_to_handle_at", path)
 
 
 # --- Landlock and seccomp ---

@@ -24,7 +24,7 @@ from osmoda.ledger.errors import LedgerError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from typing import Any, Self
 
 VERSION = 1
@@ -33,6 +33,7 @@ GREETING = b"serving\n"
 PATIENCE = 10.0
 """Seconds that an event waits for its acknowledgement, or a client for the service."""
 
+_PAUSE = 0.01  # seconds before a service is looked for again
 _MOST_PENDING = 10_000  # events that wait for an acknowledgement
 _MOST_BYTES = 72 << 10  # of one event, and of a message of several
 
@@ -50,6 +51,11 @@ def open_ledger(*, start: bool = True) -> Ledger | None:
     except ServiceGone:
         ledger.connect()  # it was about to end for want of work
     return ledger
+
+
+def printable(value: str) -> str:
+    """As it can be written: bytes that are no UTF-8 (of names, of arguments) in Python's escaped form."""
+    return value.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 class ServiceGone(LedgerError):
@@ -87,7 +93,12 @@ class Ledger:
     def __init__(self, *, start: bool = True) -> None:
         self.lost = ""
         """Why events cannot be written now; empty while they can."""
+        self.ready = False
+        """Whether there is a service that takes events, as far as this process knows."""
+        self.on_lost: Callable[[int], None] | None = None
+        """Called with the descriptor of a connection that is about to be closed, for whoever watches it."""
         self._start = start
+        self._refused = False
         self._socket: _socket.socket | None = None
         self._client = int.from_bytes(posix.urandom(7), "little")
         self._counter = 0
@@ -154,15 +165,15 @@ class Ledger:
             left = until - time.monotonic()
             if left <= 0:
                 return
+            try:
+                self.connect(left)
+            except ServiceGone:
+                time.sleep(_PAUSE)  # while it was asked: another one may be there
+                continue
+            except LedgerError as error:
+                ticket.error = str(error)
+                return
             with self._state:
-                if self._socket is None:
-                    try:
-                        self.connect(left)
-                    except ServiceGone:
-                        continue  # while it was asked: another one is started
-                    except LedgerError as error:
-                        ticket.error = str(error)
-                        return
                 self._send()
                 events = select.POLLIN | (select.POLLOUT if self._unsent else 0)
                 fd = self.fileno()
@@ -185,6 +196,11 @@ class Ledger:
         """How many events wait for an acknowledgement."""
         return len(self._pending)
 
+    @property
+    def oldest(self) -> Ticket | None:
+        """The event that has waited longest for an acknowledgement."""
+        return next((ticket for ticket in self._pending.values() if not ticket.error), None)
+
     # --- the connection ---
 
     def fileno(self) -> int:
@@ -196,7 +212,7 @@ class Ledger:
         with self._state:
             while self._socket is not None:
                 try:
-                    data = self._socket.recv(1 << 16, _socket.MSG_DONTWAIT)
+                    data = self._socket.recv(1 << 18, _socket.MSG_DONTWAIT)
                 except BlockingIOError:
                     break
                 except OSError:
@@ -209,7 +225,9 @@ class Ledger:
 
     def _heard(self, message: tuple[Any, ...]) -> None:
         kind, *values = message
-        if kind == "done":
+        if kind == "welcome":
+            self._welcomed(*values[1:])
+        elif kind == "done":
             counter, seq = values
             # Its events of one commit are in a row; earlier ones were told of before.
             told = [number for number in self._pending if number <= counter]
@@ -224,11 +242,12 @@ class Ledger:
             for number in [number for number in self._pending if first <= number <= last]:
                 self._pending.pop(number).error = reason
         elif kind == "refused":
+            self._refused = True
             self._lose(str(values[0]))
 
     def _send(self) -> None:
         """Send what is not sent yet, as far as the socket takes it now."""
-        while self._unsent and self._socket is not None:
+        while self._unsent and self._socket is not None and self.ready:
             first = self._unsent[0].counter
             events: list[bytes] = []
             size = 0
@@ -247,9 +266,7 @@ class Ledger:
             del self._unsent[: len(events)]
 
     def _lose(self, reason: str) -> None:
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
+        self.close()
         self.lost = reason
         self._again()
 
@@ -262,47 +279,59 @@ class Ledger:
     def connect(self, patience: float = PATIENCE) -> None:
         """Be connected, to a service that is started where there is none. Raises LedgerError."""
         with self._state:
-            if self._socket is not None:
-                return
             until = time.monotonic() + patience
-            try:
-                folder = paths.own_directory("state", "ledger")
-                runtime = paths.own_directory("runtime", "ledger")
-                connection = _connect(runtime)
-                if connection is None and self._start:
-                    from osmoda.ledger import starting
+            if self._socket is None:
+                self._dial(patience)
+            while not self.ready:
+                if self._socket is None:
+                    raise ServiceGone(self.lost)
+                look = select.poll()
+                look.register(self._socket.fileno(), select.POLLIN)
+                if not look.poll(max(until - time.monotonic(), 0) * 1000):
+                    self._lose("the ledger's service does not answer")
+                    raise LedgerError(self.lost)
+                self.hear()
+                if self._refused:
+                    raise LedgerError(self.lost)
 
-                    connection = starting.start(folder, runtime, lambda: _connect(runtime), patience)
-            except paths.UntrustedDirectory as error:
-                raise LedgerError(f"the ledger cannot be used: {error}") from None
-            except OSError as error:
-                reason = error.strerror or str(error)
-                raise LedgerError(f"the ledger's service cannot be reached: {reason}") from None
-            if connection is None:
-                self.lost = "the ledger's service does not run"
-                raise ServiceGone(self.lost)
-            self._greet(connection, until)
+    def dial(self) -> None:
+        """Connect to a service that is there, without waiting for its answer: `hear` makes it `ready`.
 
-    def _greet(self, connection: _socket.socket, until: float) -> None:
-        data = b""
+        Raises LedgerError.
+        """
+        with self._state:
+            if self._socket is None:
+                self._dial(0.0)
+
+    def _dial(self, patience: float) -> None:
+        self._refused = False
+        try:
+            folder = paths.own_directory("state", "ledger")
+            runtime = paths.own_directory("runtime", "ledger")
+            connection = _connect(runtime)
+            if connection is None and self._start:
+                from osmoda.ledger import starting
+
+                connection = starting.start(folder, runtime, lambda: _connect(runtime), patience)
+        except paths.UntrustedDirectory as error:
+            self.lost = f"the ledger cannot be used: {error}"
+            raise LedgerError(self.lost) from None
+        except OSError as error:
+            self.lost = f"the ledger's service cannot be reached: {error.strerror or error}"
+            raise LedgerError(self.lost) from None
+        except LedgerError as error:
+            self.lost = str(error)
+            raise
+        if connection is None:
+            self.lost = "the ledger's service does not run"
+            raise ServiceGone(self.lost)
+        self._socket = connection
         try:
             connection.send(marshal.dumps(("hello", VERSION, self._client, self._floor)))
-            look = select.poll()
-            look.register(connection.fileno(), select.POLLIN)
-            if look.poll(max(until - time.monotonic(), 0) * 1000):
-                data = connection.recv(1 << 20)
         except OSError:
-            data = b""  # it has just ended
-        if not data:
-            connection.close()
-            self.lost = "the ledger's service does not answer"
-            raise ServiceGone(self.lost)
-        message = marshal.loads(data)
-        if message[0] != "welcome":
-            connection.close()
-            self.lost = str(message[1])
-            raise LedgerError(self.lost)
-        _, _, seq, written = message
+            self._lose("the ledger's service has ended")  # at this moment
+
+    def _welcomed(self, seq: int, written: tuple[tuple[int, int], ...]) -> None:
         for counter, number in written:
             ticket = self._pending.pop(counter, None)
             if ticket is not None:
@@ -310,7 +339,7 @@ class Ledger:
         # What is not among those is not on the ledger, so it will be above this number.
         self._floor = seq
         self._again()
-        self._socket = connection
+        self.ready = True
         self.lost = ""
         self._send()
 
@@ -318,8 +347,11 @@ class Ledger:
         """Let go of it: what was sent is written, nobody waits for it."""
         with self._state:
             if self._socket is not None:
+                if self.on_lost is not None:
+                    self.on_lost(self._socket.fileno())
                 self._socket.close()
                 self._socket = None
+            self.ready = False
 
     def __enter__(self) -> Self:
         return self

@@ -42,8 +42,14 @@ DOMAIN = b"osmoda ledger 1\0"
 """What is hashed before each event: nothing else that SHA-256 is made of is one."""
 
 _MOST_INTEGER = 1 << 53
+
+
+def _no_float(text: str) -> float:
+    raise ValueError(f"{text} is no integer")
+
+
 _encode = msgspec.json.Encoder(order="deterministic").encode
-_decode = msgspec.json.Decoder().decode
+_decode = msgspec.json.Decoder(float_hook=_no_float).decode
 _sha256 = hashlib.sha256
 
 

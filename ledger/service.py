@@ -26,7 +26,7 @@ import sqlite3
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from osmoda.host import peer
+from osmoda.host import peer, syscalls
 from osmoda.ledger import reading, record
 from osmoda.ledger.client import GREETING, SOCKET, VERSION
 from osmoda.ledger.errors import LedgerError
@@ -268,9 +268,14 @@ def main(directory: str, runtime: str, idle: float = IDLE, segment_bytes: int = 
     The process that was started ends at once, its child serves (daemon(7)); descriptor 2 gets GREETING when it does, or
     the reason why not.
     """
+    # Of whoever needed it first: nothing of theirs is kept open, or in use.
+    syscalls.close_range(3, 0x7FFFFFFF)
+    os.chdir("/")
+    os.umask(0o077)
     # Before the database is opened: SQLite's locks are a process's own.
     if os.fork():
         os._exit(0)
+    syscalls.prctl_set_name(b"osmoda-ledger")
     try:
         writer = Writer(directory, segment_bytes=segment_bytes)
         service = Service(writer, runtime, idle)

@@ -68,29 +68,39 @@ def _lock(fd: int, until: float) -> None:
 
 
 def _spawn(folder: str, runtime: str, until: float) -> None:
-    read, write = posix.pipe2(posix.O_CLOEXEC)
+    pid, fd = begin(folder, runtime)
     try:
-        null = posix.open("/dev/null", posix.O_RDWR | posix.O_CLOEXEC)
-        try:
-            # posix_spawn(3), since the caller may have threads. Of its descriptors those stay behind that are not
-            # closed on exec, and the service has no use for them (`_PROGRAM` runs in a fresh interpreter).
-            actions = [(posix.POSIX_SPAWN_DUP2, null, 0), (posix.POSIX_SPAWN_DUP2, null, 1)]
-            actions.append((posix.POSIX_SPAWN_DUP2, write, 2))
-            program = _PROGRAM.format(root=_root(), folder=folder, runtime=runtime)
-            argv = [sys.executable, "-I", "-S", "-c", program]
-            pid = posix.posix_spawn(sys.executable, argv, {}, file_actions=actions, setsid=True, setsigmask=())
-        finally:
-            posix.close(null)
-            posix.close(write)
-        said = _read(read, until)
+        said = _read(fd, until)
         posix.waitpid(pid, 0)
     finally:
-        posix.close(read)
+        posix.close(fd)
     if said != GREETING:
         text = said.decode(errors="backslashreplace").strip().rpartition("\n")[2]
         if not text:
             raise ServiceGone("the ledger's service was killed while it started, or has no time to")
         raise LedgerError(text)
+
+
+def begin(folder: str, runtime: str) -> tuple[int, int]:
+    """Start one without waiting: the pid of a process that ends at once, and a descriptor that ends when it serves.
+
+    Both are the caller's to wait for and to close. Raises OSError.
+    """
+    read, write = posix.pipe2(posix.O_CLOEXEC)
+    null = posix.open("/dev/null", posix.O_RDWR | posix.O_CLOEXEC)
+    try:
+        # posix_spawn(3), since the caller may have threads.
+        actions = [(posix.POSIX_SPAWN_DUP2, null, 0), (posix.POSIX_SPAWN_DUP2, null, 1)]
+        actions.append((posix.POSIX_SPAWN_DUP2, write, 2))
+        argv = [sys.executable, "-I", "-S", "-c", _PROGRAM.format(root=_root(), folder=folder, runtime=runtime)]
+        pid = posix.posix_spawn(sys.executable, argv, {}, file_actions=actions, setsid=True, setsigmask=())
+    except BaseException:
+        posix.close(read)
+        raise
+    finally:
+        posix.close(null)
+        posix.close(write)
+    return pid, read
 
 
 def _read(fd: int, until: float) -> bytes:

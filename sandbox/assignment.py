@@ -16,13 +16,18 @@ from osmoda.host.frozen import frozen, values_of
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from hashlib import sha256
     from typing import ClassVar
+else:
+    from _sha2 import sha256
 
 SMALL = 1 << 14
 """Bytes up to which a command travels in the message itself; a longer one is a memfd beside the streams."""
 
 MOST_SOCKETS = 32
 """Listening sockets that may come with a command."""
+
+_LONGEST_SHOWN = 16 << 10
 
 GO_ON = 255
 """To the keeper, among the numbers of signals: continue a command that was stopped on its terminal."""
@@ -65,6 +70,17 @@ class Terms:
     token: bytes = b""
     since: int = 0
     secrets: tuple[tuple[str, str, str], ...] = ()
+
+
+def shown(argv: tuple[str, ...]) -> tuple[tuple[str, ...], int, str]:
+    """What the ledger has of a command line: words of 16 KiB, how many there are, SHA-256 of all if that is not all."""
+    size = 0
+    for index, word in enumerate(argv):
+        size += len(word) + 1
+        if size > _LONGEST_SHOWN:
+            whole = "\0".join(argv).encode("utf-8", "surrogateescape")
+            return (*argv[:index], word[: _LONGEST_SHOWN // 4]), len(argv), sha256(whole).hexdigest()
+    return argv, len(argv), ""
 
 
 def packed(terms: Terms) -> bytes:

@@ -379,6 +379,12 @@ def _process_limits(profile: Profile) -> list[Operation]:
     return operations
 
 
+@functools.lru_cache(maxsize=64)
+def _program(allowed: frozenset[str], machine: str, families: tuple[str, ...], notify: bool, tier: int) -> bytes:
+    """Nine tenths of a compilation, and the same for most profiles: a supervisor compiles many."""
+    return seccomp.build(allowed, arch=machine, families=families, notify=notify, tier=tier)
+
+
 def _filter(profile: Profile, features: Features, degraded: _Degraded) -> Operation:
     origin = profile.origin("process", "syscalls")
     notify = features.notify
@@ -390,9 +396,3 @@ def _filter(profile: Profile, features: Features, degraded: _Degraded) -> Operat
     except ValueError as error:
         raise CompileError(f"process.syscalls: {error}", origin) from None
     return confinement.Seccomp(origin, program, len(allowed), notify)
-
-
-@functools.lru_cache(maxsize=16)
-def _program(allowed: frozenset[str], machine: str, families: tuple[str, ...], notify: bool, tier: int) -> bytes:
-    """A filter that is kept: most units of a supervisor have the same one, and to prove it right takes 10 ms."""
-    return seccomp.build(allowed, arch=machine, families=families, notify=notify, tier=tier)

@@ -12,7 +12,8 @@ from osmoda.egress import log_reader
 from osmoda.egress.control_client import Client, ControlError
 from osmoda.egress.edits import KEYS, Entry, allow, deny, remove
 from osmoda.host import paths
-from osmoda.sandbox import egress_edit, egress_grammar, egress_words, profile_file, report
+from osmoda.ledger.client import printable
+from osmoda.sandbox import egress_edit, egress_grammar, egress_words, profile_file, recording, report
 from osmoda.sandbox.errors import SandboxError
 from osmoda.sandbox.grammar import carry_out, check_verb
 from osmoda.sandbox.profile import Profile
@@ -134,11 +135,22 @@ def _pending(options: argparse.Namespace) -> int:
 def _approve(options: argparse.Namespace) -> int:
     how = options.how or "once"
     # Whoever writes it into the profile lets this run have it first: the edit may take a moment.
+    _put_on_ledger(options.question, how)
     served, name, port = Client().approve(options.question, "run" if how == "save" else how)
     if how == "save":
         return _save(options, served, f"{name}:{port}")
     words = {"once": "this once", "run": "for this run"}[how]
     return _tell_decision(options, {"name": name, "port": port, "sandbox": served.identity, "decision": how}, words)
+
+
+def _put_on_ledger(question: str, how: str) -> None:
+    """Before it is decided; a question that is not open (any more) is nobody's to decide."""
+    if not paths.has_ledger():
+        return
+    for one in Client().pending():
+        if one["id"] == question:
+            told = {"identity": one["sandbox"], "agent": printable(str(one["agent"])), "what": how}
+            recording.act("approval", told | {"question": question, "name": str(one["name"]), "port": int(one["port"])})
 
 
 def _save(options: argparse.Namespace, served: Served, rule: str) -> int:
@@ -154,6 +166,7 @@ def _save(options: argparse.Namespace, served: Served, rule: str) -> int:
 
 
 def _refuse(options: argparse.Namespace) -> int:
+    _put_on_ledger(options.question, "refuse")
     served, name, port = Client().refuse(options.question)
     record = {"name": name, "port": port, "sandbox": served.identity, "decision": "refuse"}
     return _tell_decision(options, record, "refused")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import os
 import stat
 import tempfile
@@ -19,7 +20,8 @@ from typing import TYPE_CHECKING
 
 from osmoda.egress.edits import Edit, EditError
 from osmoda.host import paths, syscalls
-from osmoda.sandbox import egress_force, network_policy, pins, profile_file
+from osmoda.ledger.client import printable
+from osmoda.sandbox import egress_force, network_policy, pins, profile_file, recording
 from osmoda.sandbox.egress_force import InForce, Running
 from osmoda.sandbox.errors import ProfileError, SandboxError
 from osmoda.sandbox.profile import Profile
@@ -76,6 +78,7 @@ def edit(name: str, change: Callable[[str], Edit]) -> Edited:
                 running.compile()
             running.check_broken()
             pins.check_replaceable(file)
+            recording.act("edit", _for_ledger(file, text, made))
             if _replace(file, before, content):
                 running.put_in_force()
                 _sync(os.path.dirname(file))
@@ -87,6 +90,20 @@ def edit(name: str, change: Callable[[str], Edit]) -> Edited:
     raise SandboxError(f"{file} is written by something else all the time; nothing was changed")
 
 
+def _for_ledger(file: str, before: str, made: Edit) -> dict[str, object]:
+    changed = [printable(words)[:500] for words in made.changed]
+    return {
+        "file": printable(file),
+        "what": "; ".join(changed[:50]) + ("; …" if len(changed) > 50 else ""),
+        "before": _digest(before),
+        "sha256": _digest(made.text),
+    }
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def reload(name: str) -> Edited:
     """Put the profile `name`, as it is on disk, in force in what runs under it. Raises SandboxError, ProfileError."""
     file = _file(name)
@@ -94,6 +111,7 @@ def reload(name: str) -> Edited:
         _validated(file)
         running = Running(file)
         running.compile()
+        recording.act("edit", {"file": printable(file), "sha256": _digest(_read(file)[1]), "what": "reload"})
         running.put_in_force()
         return Edited(file, Edit(""), tuple(running.reached), tuple(sorted(running.silent)))
 

@@ -102,6 +102,8 @@ def _watch(
             gateways.dismiss()
         ends.append(outcome)
 
+    # As `opening.agent_name`, which not every run needs to load.
+    agent = request.agent or request.profile.rpartition("/")[2].removesuffix(".toml")
     signals = Signals()
     try:
         if plan.egress:
@@ -112,13 +114,12 @@ def _watch(
             command = command.with_variables(tuple([(name, placeholder) for name, placeholder, _ in held]))
             gateways = doorways.Gateways()
             token = opening.token_of_request(request, posix.getcwd())
-            agent = opening.agent_name(request.agent, request.profile)
             doorway = doorways.Doorway(
                 gateways,
                 opening.opening(plan, identity, agent, token, held),
                 plans.edits_count_from(since, plans.moment()),
             )
-        launched, monitor = _begin(plan, command, work, layer, lock, identity, doorway)
+        launched, monitor = _begin(plan, command, work, layer, lock, identity, doorway, agent)
         try:
             watched = monitor.watch(launched, ended, request.timeout)
             signals.forward(monitor, watched)
@@ -138,12 +139,19 @@ def _watch(
 
 
 def _begin(
-    plan: Plan, command: Command, work: bytes, layer: bytes, lock: int, identity: str, doorway: Doorway | None
+    plan: Plan,
+    command: Command,
+    work: bytes,
+    layer: bytes,
+    lock: int,
+    identity: str,
+    doorway: Doorway | None,
+    agent: str,
 ) -> tuple[Launched, Monitor]:
     """Launch it, and have a monitor for it; where there is none to be had, for want of descriptors say, it is ended."""
     launched: Launched | None = None
     try:
-        launched = launch.launch(plan, command, work, layer, lock, identity, doorway)
+        launched = launch.launch(plan, command, work, layer, lock, identity, doorway, agent=agent)
         # Only now, while the child sets itself up on another core.
         from osmoda.sandbox.monitor import Monitor
 

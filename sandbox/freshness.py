@@ -13,6 +13,7 @@ import os
 import select
 from typing import TYPE_CHECKING
 
+from osmoda.host import paths
 from osmoda.sandbox import covers, system_view
 from osmoda.sandbox.operations import mounting
 
@@ -32,6 +33,7 @@ class Witness:
         states: dict[bytes, _State] = {}
         of_files: dict[bytes, _State] = {}
         self._edited = False
+        self._recorded = paths.has_ledger()
         for name, digest in profile.files if profile is not None else ():
             if os.path.isabs(name):
                 # Looked at first, read then: an edit since it was loaded shows here, a later one in the state.
@@ -63,6 +65,8 @@ class Witness:
         """Whether all is as it was."""
         if self._edited:
             return False
+        if paths.has_ledger() != self._recorded:
+            return False  # one that was made since is to be told of the next command
         for path, state in self._known:
             if _state(path) != state:
                 return False

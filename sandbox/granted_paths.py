@@ -87,8 +87,8 @@ class _Link:
     folder: str
 
     def require(self, granted: str, end: str, origin: str) -> None:
-        """Raise CompileError unless the link has led to something in its own folder."""
-        if not within(end, self.folder):
+        """Raise CompileError unless the link has led to something in its own folder, or is an agent's own place."""
+        if not within(end, self.folder) and not is_place(self.path, end):
             raise CompileError(
                 f"{granted} cannot be granted: {self.path} is a symbolic link out of its folder, to {end}; "
                 "name that path itself if it is meant",
@@ -96,13 +96,32 @@ class _Link:
             )
 
 
+def is_place(link: str, end: str) -> bool:
+    """Whether `link` is where an agent of the supervisor's finds its code, and `end` the code of its generation.
+
+    `osmoda.supervisor.switch.store` keeps generations below the state directory, which nobody else may write, in
+    `switch/agents/NAME/generations/N/code`; `switch/agents/NAME/place` is the path of the link. So a link elsewhere, or
+    one that has been led to another agent's code, grants nothing.
+    """
+    agents = os.path.realpath(os.path.join(paths.directory("state"), "switch", "agents"))
+    name, *below = os.path.relpath(end, agents).split("/")
+    if not within(end, agents) or len(below) != 3 or (below[0], below[2]) != ("generations", "code"):
+        return False
+    try:
+        with open(os.path.join(agents, name, "place"), encoding="utf-8", errors="surrogateescape") as file:
+            return file.read() == link
+    except OSError:
+        return False
+
+
 def resolve_grant(path: str, origin: str, *, write: bool, never: tuple[str, ...]) -> str:
     """The path without symbolic links that the declared `path` means on this host.
 
     A link on the way may lead on within the folder that holds it; one that leads out of that folder would grant
-    something that the profile does not name. (So the links of the root folder, such as `/bin`, are followed wherever
-    they lead.) Raises `CompileError` with `origin` (file:line) for a path that is missing, not reachable, neither
-    file nor folder, led elsewhere, or refused under its real name (see `refusal`).
+    something that the profile does not name, but for the place of a supervised agent's code. (So the links of the root
+    folder, such as `/bin`, are followed wherever they lead.) Raises `CompileError` with `origin` (file:line) for a path
+    that is missing, not reachable, neither file nor folder, led elsewhere, or refused under its real name (see
+    `refusal`).
     """
     resolved = "/"
     pending: list[str | _Link] = [*filter(None, reversed(path.split("/")))]

@@ -4,12 +4,13 @@ It runs in the interpreter that the parent cloned. Nothing may be imported here:
 is gone.
 
 Messages to the parent, on a SOCK_SEQPACKET pair, by their first byte: `G` the sockets through which the network leads
-out, `N` the socket for notifications, `L` the seccomp listener and the pty master (descriptors), `P` a pidfd of the
-command, `Z` the command was stopped, `S` the last process but this one is gone (wait status, CPU times, peak memory),
-`E` a step failed (its index, errno, text). A message comes back when the terminal is set up and the network in a
-gateway's hands, and when a stopped command is to continue; after `S` the parent tells its caller and then ends this
-process. A sandbox that waits in a pool gets its command on a socket of its own, after `L` (see assignment.py). That of
-a supervised command is told more, and says more (see attended.py).
+out, `N` the socket for notifications, `L` the seccomp listener and the pty master (descriptors), `A` what a sandbox
+that has waited is to run, where that goes on the ledger, `P` a pidfd of the command, `Z` the command was stopped, `S`
+the last process but this one is gone (wait status, CPU times, peak memory), `E` a step failed (its index, errno, text).
+A message comes back when the terminal is set up, the network in a gateway's hands and the launch on the ledger, and
+when a stopped command is to continue; after `S` the parent tells its caller and then ends this process. A sandbox that
+waits in a pool gets its command on a socket of its own, after `L` (see assignment.py). That of a supervised command is
+told more, and says more (see attended.py).
 """
 
 from __future__ import annotations
@@ -86,11 +87,13 @@ def enter(
     title: bytes,
     assignments: _socket.socket | None = None,
     life: attended.Life | None = None,
+    recorded: bool = False,
 ) -> NoReturn:
     """Everything the child does; never returns and never raises.
 
     With `assignments` the command is what comes there when all operations are applied. `life` starts the command and is
-    pid 1 from then on, where it is not this module that does so.
+    pid 1 from then on, where it is not this module that does so. `recorded`: the command waits until the parent has
+    put the launch on the ledger.
     """
     step = COMMAND
     waits = bool(command.terminals)
@@ -140,6 +143,9 @@ def enter(
         given: Command | assignment.Assignment = command
         if assignments is not None:
             given, began = _await_command()
+            if recorded:
+                _send(control, b"A", more=marshal.dumps(assignment.shown(given.argv)))
+        waits = waits or recorded
         # The first thing the command may ask is the size of its window, or a name of the network.
         if waits and control.recv(1) != b"C":
             posix._exit(125)

@@ -11,6 +11,7 @@ import posix
 
 from osmoda.host import cgroup, paths, syscalls
 from osmoda.sandbox import answering, covers, errors, init, lease
+from osmoda.sandbox.assignment import shown
 from osmoda.sandbox.errors import LaunchError
 from osmoda.sandbox.operations import Setup, isolation, mounting
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     import signal as _signal
     from collections.abc import Callable, Iterator
 
+    from osmoda.ledger.client import Ticket
     from osmoda.sandbox.attended import Life
     from osmoda.sandbox.doorway import Doorway
     from osmoda.sandbox.init import Command
@@ -36,7 +38,10 @@ _EINVAL = 22
 class Launched:
     """A cloned child that is setting itself up. All descriptors are the monitor's to close."""
 
-    __slots__ = ("command", "control", "covers", "doorway", "group", "identity", "lease", "pid", "pidfd", "plan")
+    __slots__ = (
+        "agent", "command", "control", "covers", "doorway", "group", "identity", "lease", "pid", "pidfd", "plan",
+        "recorded", "ticket",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -61,6 +66,11 @@ class Launched:
         self.lease = lease
         self.doorway = doorway
         self.covers = covers
+        self.agent = ""
+        self.recorded = False
+        """Whether its command waits until the launch is on the ledger."""
+        self.ticket: Ticket | None = None
+        """The launch on its way there; of one that waits for its command (`assignment`), when that has come."""
 
 
 _counter = 0
@@ -85,6 +95,7 @@ def launch(
     assignments: _socket.socket | None = None,
     terminal: bool = False,
     life: Life | None = None,
+    agent: str = "",
 ) -> Launched:
     """Clone the child that will run `command` under `plan`.
 
@@ -93,7 +104,8 @@ def launch(
     `doorway` is where a plan with a network gets out; it is the sandbox's from here on. `observe` is called with the
     child's pid before the child does anything; what it raises ends the child. With `assignments` the child waits for
     its command there (see assignment.py), with a terminal where `terminal` says so; it gets its doorway then, and one
-    that is given here only says what is trusted inside. `life` is what becomes of pid 1 (see init.py).
+    that is given here only says what is trusted inside. `life` is what becomes of pid 1 (see init.py). Where this user
+    has a ledger the command waits until its launch is on it, under the name of `agent`.
 
     The child reports by messages (see init.py); a failure of its set-up comes there. Raises LaunchError when the
     parent's part fails; nothing is left behind then.
@@ -128,6 +140,7 @@ def launch(
         leases = tuple([fd for fd in (held, layer_lock) if fd >= 0])
         title = f"osmoda-init {identity} tier-{plan.tier} {plan.name}".encode(errors="replace")
         covered = covers.points(plan.operations, workspace)
+        recorded = paths.has_ledger()
         before = _signal.pthread_sigmask(_signal.SIG_BLOCK, _ALL_SIGNALS)
         try:
             pid, pidfd = syscalls.clone3(plan.unshared, _SIGCHLD)
@@ -135,7 +148,9 @@ def launch(
                 try:
                     control.close()
                     waits = own_uid or observe is not None
-                    init.enter(plan.operations, setup, command, inner, joins, leases, waits, title, assignments, life)
+                    init.enter(
+                        plan.operations, setup, command, inner, joins, leases, waits, title, assignments, life, recorded
+                    )
                 finally:
                     posix._exit(125)
         finally:
@@ -152,6 +167,14 @@ def launch(
                 raise errors.refused(error, " (identity)") from None
         if doorway is not None:
             doorway.drop_trust()
+        if recorded:
+            # Now, while the child sets itself up on another core.
+            from osmoda.sandbox import recording
+
+            launched.agent, launched.recorded = agent, True
+            writer = recording.recorder()
+            if assignments is None:
+                launched.ticket = writer.launch(launched, *shown(command.argv))
         complete = True
         return launched
     except BaseException as error:

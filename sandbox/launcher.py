@@ -157,7 +157,9 @@ class _Task:
                 told = opening.opening(plan, identity, request.agent, request.token, request.secrets)
                 doorway = Doorway(gateways, told, request.since)
             layer_lock = lock[0] if lock else -1
-            launched = launch.launch(plan, command, request.workspace, request.layer, layer_lock, identity, doorway)
+            launched = launch.launch(
+                plan, command, request.workspace, request.layer, layer_lock, identity, doorway, agent=request.agent
+            )
         except SandboxError as error:
             self._send(refusal_message(error))
             posix.close(answer)

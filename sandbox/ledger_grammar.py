@@ -94,10 +94,8 @@ def _add_reading(verbs: Any) -> None:
         "Prints the last events, one line each: number, time, kind, and what happened. It does not verify.",
         ("show", "show -n 0 --kind launch --kind end --since 2h", "show --agent research --json"),
     )
-    show.add_argument(
-        "-n", "--last", type=_count_or_all, default=50, metavar="N", help="the last N (default: 50; 0: all)"
-    )
-    show.add_argument("--since", type=moment, metavar="TIME", help="not before: 10m, 2h, 3d (ago), or 2026-11-26T08:00")
+    _last(show, 50)
+    show.add_argument("--since", type=moment, metavar="TIME", help="not before: 10m, 2h, 3d (ago), 2026-11-26T08:00")
     follow = _filters(
         verbs,
         "follow",
@@ -110,7 +108,7 @@ def _add_reading(verbs: Any) -> None:
         verbs,
         "export",
         "print events as JSON lines",
-        "Prints events as JSON, one object a line, from the first to the last or a range of them. It does not verify.",
+        "Prints events as JSON, one object a line, all of them or a range. It does not verify.",
         ("export > ledger.jsonl", "export --from 1000 --to 1999"),
     )
     export.add_argument("--from", dest="first", type=_count, default=1, metavar="N", help="from this event on")
@@ -122,8 +120,8 @@ def _add_proofs(verbs: Any) -> None:
         verbs,
         "verify",
         "prove that nothing was changed",
-        "Looks at every event and every file. Exit code 0 when all is as it was written, 1 when something was changed,\n"
-        "with a line for each finding. A checkpoint that was kept elsewhere also proves that the whole was not replaced.",
+        "Looks at every event and every file. Exit code 0 when all is as it was written, 1 with a line for each\n"
+        "finding when it is not. A checkpoint that was kept elsewhere also proves that it was not replaced as a whole.",
         ("verify", "verify --checkpoint /mnt/usb/ledger.head", "verify --ledger /backup/ledger --json"),
     )
     completes_files(
@@ -136,8 +134,8 @@ def _add_proofs(verbs: Any) -> None:
         verbs,
         "checkpoint",
         "print the signed head, to keep elsewhere",
-        "Prints one line: the ledger's id, how far it has come, and the key's signature. Whoever has it can prove with\n"
-        "`verify --checkpoint` that the ledger still holds what it held then.",
+        "Prints one line: the ledger's id, how far it has come, and the key's signature. Whoever has it can prove\n"
+        "with `verify --checkpoint` that the ledger still holds what it held then.",
         ("checkpoint >> /mnt/usb/ledger.head", "checkpoint --json"),
     )
     _place(checkpoint)

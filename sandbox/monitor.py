@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from osmoda.ledger.client import Ticket
     from osmoda.sandbox.doorway import Doorway
     from osmoda.sandbox.launch import Launched
 
@@ -128,9 +129,15 @@ class Watched:
         self._deadline = monitor.call_at(self.started + _SET_UP, self._not_set_up, self)
         # What the command waits for; a command that waits for nothing is not told to go on.
         self._to_come: set[str] = {"terminal"} if launched.command.terminals else set()
-        if launched.doorway is not None:
+        if launched.doorway is not None or launched.plan.egress:
             self._to_come.add("gateway")
+        if launched.doorway is not None:
             launched.doorway.watch(self)
+        if launched.recorded:
+            self._to_come.add("ledger")
+            monitor.recorded = True
+        if launched.ticket is not None:
+            self._await_ledger(launched.ticket)
 
     def send_signal(self, number: int) -> None:
         """Signal the command; before it has started, or after it has ended, remember or forget it."""
@@ -165,6 +172,28 @@ class Watched:
         self._to_come.discard(thing)
         if not self._to_come:
             self.go_on()
+
+    def _await_ledger(self, ticket: Ticket) -> None:
+        from osmoda.sandbox import recording
+
+        def told(error: str) -> None:
+            if error:
+                self.fail(recording.not_run(error))
+            else:
+                self.may_start("ledger")
+
+        recording.recorder().attend(self.monitor, ticket, told)
+
+    def _put_on_ledger(self, argv: tuple[str, ...], words: int, digest: str) -> None:
+        """A sandbox that has waited has its command."""
+        from osmoda.sandbox import recording
+
+        try:
+            self.launched.ticket = recording.recorder().launch(self.launched, argv, words, digest)
+        except SandboxError as error:
+            self.fail(error)
+        else:
+            self._await_ledger(self.launched.ticket)
 
     def fail(self, error: SandboxError) -> None:
         """It cannot go on: what is there of it is ended, and `error` is the outcome."""
@@ -225,6 +254,8 @@ class Watched:
                 self.on_start()
             for number in self._pending:
                 self.signal_command(number)
+        elif kind == b"A":
+            self._put_on_ledger(*marshal.loads(data[1:]))
         elif kind == b"N":
             self.notify = descriptors.pop(0)
         elif kind == b"M":
@@ -463,6 +494,7 @@ class Watched:
         if callback is _told:
             return
         if self._error is not None:
+            self._record_failure(str(self._error))
             callback(self._error)
             return
         assert self._end is not None
@@ -495,7 +527,17 @@ class Watched:
 
             limits = (outcome.oom_kills, outcome.forks_refused, self.timed_out)
             live_feed.tell(self.launched, *self._told(self._untold), limits)
+        if self.launched.ticket is not None:
+            from osmoda.sandbox import recording
+
+            recording.recorder().end(self.launched, outcome)
         callback(outcome)
+
+    def _record_failure(self, error: str) -> None:
+        if self.launched.ticket is not None:
+            from osmoda.sandbox import recording
+
+            recording.recorder().failed(self.launched, error)
 
 
 def _is_watched() -> bool:
@@ -518,6 +560,8 @@ class Monitor:
         self._ready: dict[int, Callable[[], None]] = {}
         self._timers: list[_Timer] = []
         self.sandboxes: set[Watched] = set()
+        self.recorded = False
+        """Whether something of its sandboxes is put on the ledger."""
 
     def watch(
         self, launched: Launched, on_end: Callable[[Outcome | SandboxError], None], timeout: float = 0.0
@@ -603,6 +647,10 @@ class Monitor:
             watched.send_signal(_SIGKILL)
         while self.sandboxes:
             self.step()
+        if self.recorded:
+            from osmoda.sandbox import recording
+
+            recording.leave(self)
         launch.dismiss_janitor()
         self._poll.close()
 

@@ -26,7 +26,7 @@ from osmoda.sandbox.service_task import Task
 from osmoda.sandbox.streams import write_all
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping, MutableMapping, Sequence
 
     from osmoda.sandbox.plan import Plan
     from osmoda.sandbox.process import Result
@@ -121,7 +121,7 @@ class _Given:
         self.watchdog = watchdog
 
     @classmethod
-    def taken(cls, environment: os._Environ[str]) -> _Given:
+    def taken(cls, environment: MutableMapping[str, str]) -> _Given:
         values = {name: environment.pop(name, "") for name in _OURS}
         mine = str(os.getpid())
         listeners: list[tuple[str, int]] = []

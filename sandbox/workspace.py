@@ -17,7 +17,8 @@ import stat
 from typing import TYPE_CHECKING
 
 from osmoda.host import syscalls
-from osmoda.sandbox import overlay, place
+from osmoda.ledger.client import printable
+from osmoda.sandbox import overlay, place, recording
 from osmoda.sandbox.errors import SandboxError
 from osmoda.sandbox.overlay import open_layer
 from osmoda.sandbox.overlay_changes import Change, Closed, Trees, is_opaque, join, open_directory
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["Change", "changes", "commit", "discard", "open_layer"]
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_NAMED = 100  # paths of a commit that are named on the ledger
 
 
 def changes(workspace: str) -> tuple[Change, ...]:
@@ -61,12 +63,23 @@ def commit(workspace: str, paths: Sequence[str] = (), *, force: bool = False) ->
         every = trees.find()
         chosen = _choose(every, work, paths)
         _refuse(chosen, force)
+        recording.act("file", _for_ledger(workspace, "commit", chosen))
         with Writer(trees, _temporary_name(work)) as writer:
             writer.write(chosen)
         done = {change.path for change in chosen}
         left = {change.path for change in every if change.path not in done}
         _settle(trees, work, left, writer.stamps())
         return tuple(chosen)
+
+
+def _for_ledger(workspace: str, what: str, chosen: Sequence[Change]) -> dict[str, object]:
+    names = [printable(change.path) for change in chosen[:_NAMED]]
+    return {
+        "workspace": printable(os.path.realpath(workspace)),
+        "what": what,
+        "count": len(chosen),
+        "paths": names,
+    }
 
 
 def discard(workspace: str, paths: Sequence[str] = ()) -> None:

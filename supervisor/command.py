@@ -14,6 +14,7 @@ from osmoda.sandbox.request import UsageError
 from osmoda.sandbox.terminal_text import clean
 from osmoda.supervisor import control_client, grammar, log_files, log_view, status_words
 from osmoda.supervisor.errors import SupervisorError
+from osmoda.supervisor.switch import command as switch_command
 
 if TYPE_CHECKING:
     import argparse
@@ -337,5 +338,6 @@ _VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
     "disable": _disable,
     "check": _check,
     "systemd": _systemd,
+    "switch": switch_command.run,
     "completion": _completion,
 }

@@ -97,6 +97,9 @@ class Control:
             if not reason and len(self._clients) > _MOST_CLIENTS:
                 reason = "too many commands speak to the daemon"
             if reason:
+                with contextlib.suppress(ValueError, TimeoutError):
+                    # What is left unread when a socket is closed takes the answer with it (unix(7)).
+                    await asyncio.wait_for(reader.readline(), _PATIENCE)
                 say({"error": reason})
             else:
                 say(await self._answer(reader, say))

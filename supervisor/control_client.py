@@ -49,11 +49,11 @@ def ask(
             connection.connect(f"{folder()}/control")
         except (FileNotFoundError, ConnectionRefusedError):
             raise NoDaemon("no daemon of this user runs; `osmoda-watch daemon` is one") from None
+        last: dict[str, Any] = {}
         try:
             request = {"verb": verb, "units": list(units), "options": options}
             connection.sendall(json.dumps(request).encode() + b"\n")
             with connection.makefile("rb") as answers:
-                last: dict[str, Any] = {}
                 for line in answers:
                     if last and progress is not None:
                         progress(last)
@@ -61,7 +61,8 @@ def ask(
         except TimeoutError:
             raise SupervisorError(f"the daemon has not answered within {seconds:g} s") from None
         except (ConnectionError, ValueError):
-            last = {}
+            # It has gone, in the midst of a line perhaps; what it had said before counts.
+            last = {} if "done" not in last and "error" not in last else last
     if "error" in last:
         raise SupervisorError(str(last["error"]))
     if not last.get("done"):

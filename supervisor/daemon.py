@@ -17,14 +17,20 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
+from osmoda.ledger.client import open_ledger
 from osmoda.sandbox import processes
 from osmoda.sandbox.resident import RESIDENT
-from osmoda.supervisor import control_client, enabled, journal, log_files, remains, snapshots
+from osmoda.supervisor import control_client, enabled, journal, log_files, remains, snapshots, unit_files
 from osmoda.supervisor.acts import Acts
 from osmoda.supervisor.control import NAME, Control
 from osmoda.supervisor.engine import Engine
 from osmoda.supervisor.errors import SupervisorError
+from osmoda.supervisor.loading import Loader
 from osmoda.supervisor.logs import DAEMON, Logs
+from osmoda.supervisor.switch import candidate, verbs
+from osmoda.supervisor.switch.driver import Switches
+from osmoda.supervisor.switch.engine_agents import EngineAgents
+from osmoda.supervisor.switch.store import Store
 from osmoda.supervisor.wanted import Wanted
 
 if TYPE_CHECKING:
@@ -91,7 +97,14 @@ class Daemon:
     async def run(self, ready: Callable[[], None]) -> None:
         """Until a signal comes. Raises SupervisorError when it cannot begin."""
         self._acts.open()
-        self.engine = Engine(self._search, self._logs, self._acts)
+        try:
+            store = Store()
+        except OSError as error:
+            raise SupervisorError(f"{error.filename}: {error.strerror}; generations are kept there") from None
+        self.engine = Engine(self._search, self._logs, self._acts, store.unit_directories)
+        self._switches = Switches(
+            store, EngineAgents(self.engine, self._runs), open_ledger, candidate.written, reading=self.engine.compiling
+        )
         loop = asyncio.get_running_loop()
         loop.set_default_executor(ThreadPoolExecutor(_THREADS, thread_name_prefix="waits"))
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -101,6 +114,7 @@ class Daemon:
             stack.callback(self._acts.close)
             stack.callback(RESIDENT.close)
             stack.push_async_callback(self.engine.close)
+            await stack.enter_async_context(self._switches)
             await stack.enter_async_context(Control(os.path.join(self._folder, NAME), self._verbs()))
             self.engine.soon(self._start_wanted())
             _notify(f"READY=1\nMAINPID={os.getpid()}")
@@ -112,9 +126,15 @@ class Daemon:
     def _say(self, text: str, level: int = 6) -> None:
         self._logs.say(DAEMON, text, level)
 
+    def _runs(self, unit: str, runs: bool) -> None:
+        """A switch has started or stopped a unit."""
+        with suppress(OSError):
+            self._wanted.start([unit]) if runs else self._wanted.stop([unit])
+
     async def _start_wanted(self) -> None:
-        loader = await asyncio.to_thread(self.engine.loader)
-        names = self._wanted.now(await asyncio.to_thread(enabled.names, loader))
+        # First what was being switched when the last daemon ended: until that is settled, nobody knows what to start.
+        await self._switches.recover()
+        names = self._wanted.now(await asyncio.to_thread(lambda: enabled.names(Loader(self._search))))
         if not names:
             return
         self._say(f"starting {', '.join(names)}")
@@ -144,6 +164,7 @@ class Daemon:
             "daemon-reload": self._daemon_reload,
             "status": self._status,
             "list": self._status,
+            **verbs.verbs(self._switches, lambda: self._search or unit_files.search_path()),
         }
 
     async def _start(self, request: Request, say: Say) -> Mapping[str, Any]:

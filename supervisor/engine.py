@@ -12,9 +12,12 @@ from osmoda.supervisor.activation import Sockets
 from osmoda.supervisor.admission import Admission
 from osmoda.supervisor.errors import SupervisorError
 from osmoda.supervisor.loading import Loader
+from osmoda.supervisor.logs import DAEMON
 from osmoda.supervisor.restarts import Group
+from osmoda.supervisor.shared_watch import SharedWatch
 from osmoda.supervisor.state_messages import GaveUp, ReloadAsked, ResetAsked, RestartAsked, StartAsked, StopAsked
 from osmoda.supervisor.supervised import Supervised, Surroundings
+from osmoda.supervisor.unit_files import search_path
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -41,26 +44,31 @@ class Outcome:
 class Engine:
     """All services of one daemon. To be used in one event loop; `close` ends what runs."""
 
-    def __init__(self, search: Sequence[str], logs: Logs, acts: Acts) -> None:
+    def __init__(
+        self, search: Sequence[str], logs: Logs, acts: Acts, generations: Callable[[], Sequence[str]] = tuple
+    ) -> None:
         self._search = tuple(search)
+        self._generations = generations  # folders of units that go before all others
         self._logs = logs
         self._acts = acts
         self.units: dict[str, Supervised] = {}
         self.groups: dict[str, Group] = {}
         self.admission = Admission()
         self.sockets = Sockets(lambda service: self.soon(self._activate(service)), logs)
-        self._listening: dict[str, set[asyncio.Queue[str]]] = {}
+        self._listening: dict[str, list[Callable[[], None]]] = {}
         # One at a time: the interpreter has one lock, and msgspec dies of two threads that need a new type's schema.
-        self._compiling = asyncio.Lock()
+        self.compiling = asyncio.Lock()
         self._background: set[asyncio.Task[object]] = set()
         self._around = Surroundings(logs, acts, self._changed, self._end_group, self.sockets.of)
         self._closing = False
+        self.shared = SharedWatch(self.units, acts, lambda text: logs.say(DAEMON, text, 4))
 
     # --- units ---
 
     def loader(self) -> Loader:
         """The units as they are on disk now."""
-        return Loader(self._search)
+        generations = tuple(self._generations())
+        return Loader((*generations, *(self._search or search_path())) if generations else self._search)
 
     async def _read(self, names: Iterable[str]) -> tuple[dict[str, Unit], dict[str, str]]:
         """Units by name with all that they pull in; and why some could not be read. Another thread reads."""
@@ -86,7 +94,7 @@ class Engine:
 
     async def _prepare(self, unit: Unit) -> Prepared:
         """Compile it in another thread. Raises SupervisorError, SandboxError."""
-        async with self._compiling:
+        async with self.compiling:
             return await asyncio.to_thread(preparation.prepare, unit)
 
     async def look_up(self, names: Sequence[str]) -> list[Supervised]:
@@ -153,6 +161,7 @@ class Engine:
             except (SupervisorError, SandboxError) as error:
                 return self._refused(unit.name, str(error))
             held.read_again(unit, prepared, self._group(unit))
+            self.shared.follow()
         if by_hand and held.machine.restarts.group is not None:
             held.machine.restarts.group.reset()
         done = await held.ask(StartAsked(by_hand), "start")
@@ -215,6 +224,7 @@ class Engine:
                 report(name, "restarting")
             held = self.units[name]
             held.read_again(prepared.unit, prepared, self._group(prepared.unit))
+            self.shared.follow()
             done = await held.ask(RestartAsked(), "start")
             outcomes.append(Outcome(name, done.ok, done.text))
         refused = {outcome.unit for outcome in outcomes}
@@ -301,8 +311,8 @@ class Engine:
     # --- what happens ---
 
     def _changed(self, held: Supervised, before: Active, after: Active) -> None:
-        for queue in self._listening.get(held.name, ()):
-            queue.put_nowait(held.name)
+        for hear in tuple(self._listening.get(held.name, ())):
+            hear()
         if self._closing or before == after:
             return
         if after in ("inactive", "failed"):
@@ -311,6 +321,11 @@ class Engine:
             bound = [name for name, one in self.units.items() if held.name in one.unit.dependencies.binds_to]
             if bound:
                 self.soon(self._stop_all(bound))
+
+    def listen(self, name: str, hear: Callable[[], None]) -> Callable[[], None]:
+        """Have `hear` called at once whenever state or health of a unit changes; the value ends that."""
+        self._listening.setdefault(name, []).append(hear)
+        return lambda: self._listening[name].remove(hear)
 
     def _end_group(self, first: Supervised, text: str) -> None:
         name = first.unit.osmoda.group
@@ -344,4 +359,5 @@ class Engine:
             task.cancel()
         for held in self.units.values():
             await held.close()
+        self.shared.close()
         self.units.clear()

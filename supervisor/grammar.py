@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import shtab
 
 from osmoda.sandbox.grammar import add_completion, add_verb, completes_files, top
+from osmoda.supervisor.switch import command as switch
 
 if TYPE_CHECKING:
     import argparse
@@ -28,6 +29,7 @@ def parser(verb: str = "") -> argparse.ArgumentParser:
     _add_looks(verbs)
     _add_files(verbs)
     _add_systemd(verbs)
+    switch.add_verbs(verbs)
     add_completion(verbs, PROGRAM)
     found: argparse.ArgumentParser = verbs.choices[verb] if verb else command
     return found

@@ -79,6 +79,8 @@ class HttpAnswer:
 
     def feed(self, data: bytes) -> str | None:
         """None while the head is not complete, then a problem or the empty string; b"" is the end of the stream."""
+        if not data:
+            return "it hangs up"
         try:
             self._connection.receive_data(data)
             while True:
@@ -89,7 +91,7 @@ class HttpAnswer:
                     break
         except h11.RemoteProtocolError as error:
             return f"it does not speak HTTP: {error}"
-        return None if data else "it hangs up"
+        return None
 
 
 async def check(one: HealthCheck, agent: Agent, timeout: float) -> str:

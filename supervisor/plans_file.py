@@ -46,6 +46,10 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     plan: dict[str, _PlanTable]
 
 
+# Now, and not when it is first needed: two threads that both need a type that msgspec does not know yet crash it.
+_SHAPE = msgspec.json.Decoder(_File)
+
+
 class Plan(msgspec.Struct, frozen=True):
     """A machine, and how many agents it is meant for; `most` is None where there is no top."""
 
@@ -88,7 +92,7 @@ def read(path: str) -> Plans:
     try:
         with open(path, "rb") as stream:
             content = stream.read(_MOST_BYTES)
-        table = msgspec.toml.decode(content, type=_File)
+        table = msgspec.toml.decode(content, type=_SHAPE.type)
         plans = tuple(
             Plan(name, one.amount(), one.agents[0], one.agents[1] if one.agents[1:] else None)
             for name, one in table.plan.items()

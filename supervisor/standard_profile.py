@@ -10,7 +10,7 @@ import os
 from typing import TYPE_CHECKING
 
 from osmoda.host import paths
-from osmoda.sandbox.granted_paths import refusal, within
+from osmoda.sandbox.granted_paths import is_place, refusal, within
 from osmoda.sandbox.learning.private import PrivatePlaces
 from osmoda.sandbox.merge import Declaration
 from osmoda.sandbox.tiers import ceiling
@@ -55,10 +55,12 @@ def _at_root(unit: Unit) -> bool:
 
 def _shown(unit: Unit, places: PrivatePlaces, tier: int) -> str:
     at = origin(unit, "Service.WorkingDirectory")
-    directory = paths.home() if unit.working_directory == "~" else unit.working_directory
+    directory = os.path.normpath(paths.home() if unit.working_directory == "~" else unit.working_directory)
     if not os.path.isdir(directory):
         raise UnitError(f"WorkingDirectory={directory} is not there", at)
     real = os.path.realpath(directory)
+    if is_place(os.path.join(os.path.realpath(os.path.dirname(directory)), os.path.basename(directory)), real):
+        return directory  # the code of its current generation, which lies among osmoda's own files
     why = refusal(real, write=False, never=ceiling(tier).filesystem.deny) or places.wide(real) or places.holds(real)
     if why is not None:
         raise UnitError(

@@ -258,10 +258,6 @@ class Supervised:
             case sandboxes.Ended():
                 result = event.result
                 short = any(one.operation == "memory" and one.layer == "cgroup" for one in result.denials)
-                if slot.which == "main":
-                    self._around.acts.after(
-                        "end", {"unit": self.name, "status": result.status, "sandbox": self.identity}
-                    )
                 self.hear(state_messages.Ended(slot.which, result.status, result.signal, short and result.signal == 9))
             case sandboxes.Failed():
                 if slot.started:
@@ -286,8 +282,6 @@ class Supervised:
                 continue
             self.denials.append(denial)
             self.outlet.say(denial.sentence(), 4)
-            fields = {"unit": self.name, "sandbox": denial.sandbox, "layer": denial.layer}
-            self._around.acts.after("denial", fields | {"operation": denial.operation, "object": denial.object})
 
     def _fields(self, prepared: Prepared) -> dict[str, Any]:
         """What the ledger keeps of a start."""

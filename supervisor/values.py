@@ -29,7 +29,8 @@ _MICROSECONDS: Final = (
     *(("years", 31_557_600_000_000), ("year", 31_557_600_000_000), ("y", 31_557_600_000_000)),
     *(("usec", 1), ("us", 1), ("\u03bcs", 1), ("\u00b5s", 1)),
 )  # fmt: skip
-_LONGEST = (1 << 63) - 1  # microseconds
+_INFINITY = (1 << 64) - 1  # microseconds: no time is as long
+_LARGEST = (1 << 63) - 1  # number in a time span
 _NUMBER = re.compile(r"[ \t\n\r]*(\+?[0-9]+)?(\.[0-9]+)?")
 _UNITS_OF_SIZE: Final[dict[str, int]] = {
     unit: 1 << 10 * power for power, unit in enumerate(("", "K", "M", "G", "T", "P", "E"))
@@ -48,6 +49,28 @@ EXIT_STATUSES: Final = {
     "SMACK_PROCESS_LABEL": 236, "KEYRING": 237, "STATE_DIRECTORY": 238, "CACHE_DIRECTORY": 239,
     "LOGS_DIRECTORY": 240, "CONFIGURATION_DIRECTORY": 241, "NUMA_POLICY": 242, "CREDENTIALS": 243, "BPF": 245,
 }  # fmt: skip
+_SIGNAL_NAMES = (
+    *(
+        "HUP",
+        "INT",
+        "QUIT",
+        "ILL",
+        "TRAP",
+        "ABRT",
+        "BUS",
+        "FPE",
+        "KILL",
+        "USR1",
+        "SEGV",
+        "USR2",
+        "PIPE",
+        "ALRM",
+        "TERM",
+    ),
+    *("STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ", "VTALRM", "PROF", "WINCH"),
+    *("IO", "PWR", "SYS"),
+)
+_SIGNALS = {name: number for number, name in enumerate(_SIGNAL_NAMES, 1)}
 SUFFIXES: Final = (
     *(".service", ".socket", ".target", ".timer", ".mount", ".automount", ".swap", ".path", ".slice", ".scope"),
     ".device",
@@ -93,14 +116,14 @@ def microseconds(text: str) -> int | None:
             behind = after_blanks.removeprefix(unit)
         elif behind and behind[0] not in _WHITESPACE:
             raise wrong
-        if len(match[1] or "") > 20:
+        if len(match[1] or "") > 20 or int(match[1] or 0) > _LARGEST:
             raise ValueError("is longer than can be")
         total += int(match[1] or 0) * factor
         part = factor // 10
         for digit in (match[2] or ".")[1:]:
             total += int(digit) * part
             part //= 10
-        if total >= _LONGEST:
+        if total >= _INFINITY:
             raise ValueError("is longer than can be")
         rest = behind.lstrip(_WHITESPACE)
     return total
@@ -160,9 +183,7 @@ def signal_number(text: str) -> int:
         if not signal.SIGRTMIN <= number <= signal.SIGRTMAX:
             raise ValueError("is no signal")
     else:
-        # Name by name: `signal.Signals["SIG_DFL"]` and the like are no signals.
-        number = next((int(one) for one in signal.Signals if one.name == f"SIG{name}"), 0)
-        number = {"IO": int(signal.SIGIO), "STKFLT": 16}.get(name, number)
+        number = _SIGNALS.get(name, 0)
     if not 1 <= number <= signal.SIGRTMAX:
         raise ValueError("is no signal")
     return number

@@ -105,6 +105,7 @@ class Gateway:
 
 class Session:
     def __init__(self, gateway, policy):
+        self.ledger = None
         self.gateway = gateway
         self.loop = gateway.loop
         self.identity = "7-1"

@@ -144,13 +144,14 @@ class Watch:
 
         return eventually(look, f"{name} said {part!r}")
 
-    def processes(self) -> dict[int, str]:
-        """The processes of all agents: those that work in their folders, but for each sandbox's own first one."""
+    def processes(self, name: str = "") -> dict[int, str]:
+        """The processes of an agent, or of all: those that work in its folder, but for a sandbox's own first one."""
         found = {}
+        folder = str(self.work / name)
         for entry in os.listdir("/proc"):
             if entry.isdigit():
                 with contextlib.suppress(OSError):
-                    if os.readlink(f"/proc/{entry}/cwd").startswith(str(self.work)):
+                    if os.readlink(f"/proc/{entry}/cwd").startswith(folder):
                         command = Path(f"/proc/{entry}/cmdline").read_bytes().replace(b"\0", b" ").decode()
                         if not command.startswith("osmoda-init"):
                             found[int(entry)] = command

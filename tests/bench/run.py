@@ -27,6 +27,7 @@ sys.path[:0] = [str(HERE.parents[1]), str(HERE)]
 
 import network  # noqa: E402
 import peers  # noqa: E402
+import supervisors  # noqa: E402
 from table import Row, table  # noqa: E402
 
 from tests.worlds import World, make_world  # noqa: E402
@@ -159,6 +160,10 @@ def main() -> None:
         lines += rows(who, everything[who], absent)
         if os.getuid() == 0:
             found, everything[who]["network"] = network.bench(who, options.peers.resolve(), 3, 2.0)
+            lines += found
+            found, everything[who]["supervisor"] = supervisors.bench(
+                who, options.peers.resolve(), options.rounds // 2, 200
+            )
             lines += found
     Console(width=None if sys.stdout.isatty() else 160).print(table(lines))
     if options.json:

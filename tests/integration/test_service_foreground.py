@@ -11,6 +11,7 @@ import socket
 import struct
 import subprocess
 import sys
+from typing import Self
 
 import pytest
 

@@ -12,13 +12,16 @@ import pytest
 
 import osmoda.egress
 import osmoda.host
+import osmoda.ledger
 import osmoda.sandbox
+import osmoda.supervisor.switch
 from tests.worlds import REPOSITORY, World
 
 TEXT = (REPOSITORY / "docs" / "architecture.md").read_text()
-ROWS = re.findall(r"^\| `((?:host|egress|sandbox)/[\w/]+)` \| (yes)? ?\| (.+) \|$", TEXT, re.MULTILINE)
+ROWS = re.findall(r"^\| `((?:host|ledger|egress|sandbox|supervisor)/[\w/]+)` \| (yes)? ?\| (.+) \|$", TEXT, re.MULTILINE)
 HOT = [name for name, hot, _ in ROWS if hot]
-ROOMS = {"host": osmoda.host, "egress": osmoda.egress, "sandbox": osmoda.sandbox}
+ROOMS = {"host": osmoda.host, "ledger": osmoda.ledger, "egress": osmoda.egress, "sandbox": osmoda.sandbox}
+ROOMS["supervisor/switch"] = osmoda.supervisor.switch
 
 # What a hot module may load besides others: modules of C that are built in on some interpreters and files on others.
 OF_C = {"_ctypes", "_heapq", "_sha2", "_socket", "fcntl", "select", "termios"}
@@ -54,7 +57,7 @@ def loaded(*names):
 
 def allowed():
     hot = {module(name) for name in HOT}
-    packages = {"osmoda", "osmoda.host", "osmoda.egress", "osmoda.sandbox", "osmoda.sandbox.operations"}
+    packages = {"osmoda", *[f"osmoda.{room}" for room in ROOMS], "osmoda.sandbox.operations"}
     return hot | packages | OF_C | {*sys.builtin_module_names, "__future__"}
 
 
@@ -66,8 +69,8 @@ def test_every_module_is_named_once():
         os.path.relpath(path, REPOSITORY).removesuffix(".py")
         for room in ROOMS
         for path in (REPOSITORY / room).rglob("*.py")
-    } - {"host/__init__"}
-    named = [name for name, _, _ in ROWS]
+    } - {"host/__init__", "ledger/__init__"}
+    named = [name for name, _, _ in ROWS if name.startswith(tuple(f"{room}/" for room in ROOMS))]
     assert sorted(named) == sorted(files)
 
 

@@ -16,6 +16,7 @@ from osmoda.sandbox.operations import (
     mounting,
     networking,
     observation,
+    supervision,
     trust_store,
 )
 from tests.compiled import compiled
@@ -51,6 +52,8 @@ EXAMPLES = (
     networking.NamesOnly("a.toml:7", True, False, (), (), (), (b"link",), (b"rule",)),
     networking.ShortTracking("tier 2"),
     trust_store.TrustStore("tier 2", (b"/etc/ssl/cert.pem",), (b"/etc/ssl/certs/java/cacerts",)),
+    supervision.NotifySocket("the supervisor"),
+    supervision.HostListeners("the supervisor", bytes(8)),
     mounting.Root("tier 2"),
     mounting.Skeleton("tier 2", (b"etc",), ((b"bin", b"usr/bin"),), ((b"etc/hosts", b"x"), (b".denied", b""))),
     mounting.SystemTree("tier 2", b"/usr"),

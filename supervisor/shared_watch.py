@@ -1,0 +1,129 @@
+"""What agents do in the directories that they share, onto the ledger, where there is one."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+from typing import TYPE_CHECKING
+
+from osmoda.supervisor import sharing
+from osmoda.supervisor.errors import SupervisorError
+from osmoda.supervisor.shared_files import SharedFiles
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from osmoda.supervisor.acts import Acts
+    from osmoda.supervisor.shared_files import Change
+    from osmoda.supervisor.supervised import Supervised
+
+_MOST_PARENTS = 64
+
+
+class SharedWatch:
+    """Follows the shared directories of `units`, which others add to; `say` is told of what cannot be followed."""
+
+    def __init__(self, units: Mapping[str, Supervised], acts: Acts, say: Callable[[str], None]) -> None:
+        self._units = units
+        self._acts = acts
+        self._say = say
+        self._files: SharedFiles | None = None
+        self._failed = False
+
+    def follow(self) -> None:
+        """Watch what the units share now. Where there is no ledger nothing is watched."""
+        if not self._acts.is_kept or self._failed:
+            return
+        trees = sharing.shared(self._grants())
+        if not trees or (self._files is not None and {*map(os.path.realpath, trees)} <= {*self._files.trees}):
+            return
+        try:
+            if self._files is None:
+                self._files = SharedFiles()
+                asyncio.get_running_loop().add_reader(self._files.fileno(), self._heard)
+            self._files.watch(trees)
+        except SupervisorError as error:
+            self._failed = True
+            self._say(f"{', '.join(trees)}: what agents do there is not put on the ledger: {error}")
+            return
+        self._heard()
+
+    def _grants(self) -> list[sharing.Grants]:
+        return [
+            sharing.grants_of(name, held.prepared.confined)
+            for name, held in self._units.items()
+            if held.prepared is not None
+        ]
+
+    def _heard(self) -> None:
+        assert self._files is not None
+        grants = self._grants()
+        for change in self._files.changes():
+            if change.operation in ("overflow", "unwatched"):
+                lost = "events were lost" if change.operation == "overflow" else f"{change.path} is not followed"
+                self._say(f"the record of shared directories has a gap: {lost}")
+            self._acts.after("file", self._fields(change, grants))
+
+    def _fields(self, change: Change, grants: Iterable[sharing.Grants]) -> dict[str, object]:
+        agent = self._who(change)
+        fields: dict[str, object] = {
+            "operation": change.operation,
+            "path": change.path,
+            "folder": change.is_folder,
+            "agent": agent,
+            "pid": change.pid,
+        }
+        if change.to:
+            fields["to"] = change.to
+        if not agent:
+            # Who it was has ended before it could be asked, or is not told to an ordinary user.
+            fields["writers"] = list(sharing.writers(grants, change.path))
+        return fields
+
+    def _who(self, change: Change) -> str:
+        """The agent whose process it was; empty where that is not certain."""
+        if not change.pid:
+            return ""
+        running = {name: held.machine.main_pid for name, held in self._units.items() if held.machine.main_pid}
+        namespace = _pid_namespace(change.pid)
+        found = next((name for name, pid in running.items() if namespace and _pid_namespace(pid) == namespace), "")
+        if namespace and namespace == _pid_namespace(os.getpid()):
+            found = _descendant_of(change.pid, running)
+        # Had it ended, the number could be another's by now.
+        return found if change.pidfd < 0 or not _has_ended(change.pidfd) else ""
+
+    def close(self) -> None:
+        """Let go of the directories."""
+        if self._files is not None:
+            asyncio.get_running_loop().remove_reader(self._files.fileno())
+            self._files.close()
+            self._files = None
+
+
+def _pid_namespace(pid: int) -> int:
+    """The inode of a process's pid namespace, 0 where it is gone."""
+    try:
+        return os.stat(f"/proc/{pid}/ns/pid").st_ino
+    except OSError:
+        return 0
+
+
+def _descendant_of(pid: int, running: Mapping[str, int]) -> str:
+    """The agent, of those without a sandbox, whose main process `pid` is or descends from."""
+    mains = {main: name for name, main in running.items()}
+    for _ in range(_MOST_PARENTS):
+        if pid in mains:
+            return mains[pid]
+        try:
+            with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stream:
+                pid = int(stream.read().rpartition(")")[2].split()[1])
+        except (OSError, ValueError):
+            return ""
+    return ""
+
+
+def _has_ended(pidfd: int) -> bool:
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(0))

@@ -1,0 +1,106 @@
+"""The data of an agent: copied before a switch, put back with the generation that it belongs to.
+
+What an agent may write (`filesystem.write` of its profile) is its data. The copy lies with the generation that it was
+made under. Putting it back loses nothing: what is there is kept beside it, under another name. Each step is a rename,
+and what lies where says which of them have been made.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from typing import TYPE_CHECKING
+
+from osmoda.supervisor.switch import tree
+from osmoda.supervisor.switch.errors import SwitchError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_INDEX = "index.json"
+
+
+def folders(written: Iterable[str]) -> list[str]:
+    """Of the paths that may be written, the folders to copy, under their names without links.
+
+    Raises SwitchError for what could not be put back by a rename.
+    """
+    found: list[str] = []
+    for path in sorted({os.path.realpath(path) for path in written}):
+        if any(path.startswith(f"{other}/") for other in found) or not os.path.lexists(path):
+            continue
+        if not stat.S_ISDIR(os.lstat(path).st_mode):
+            raise SwitchError(f"{path} is no folder: the data of an agent is copied folder by folder (--snapshot-data)")
+        if os.path.ismount(path):
+            raise SwitchError(f"{path} is a file system of its own: it can be copied, but not put back in one step")
+        if not os.access(os.path.dirname(path), os.W_OK):
+            raise SwitchError(f"{os.path.dirname(path)} may not be written, so {path} could not be put back")
+        found.append(path)
+    return found
+
+
+def snapshot(target: str, switch: int, trees: Iterable[str], bounds: tree.Bounds) -> None:
+    """Copy `trees` to the folder `target`, in the place of an older copy. Raises OSError, SwitchError."""
+    if _index(target, switch) is not None:
+        return
+    partial = f"{target}.partial"
+    tree.remove(partial)
+    tree.remove(target)
+    try:
+        os.mkdir(partial, 0o700)
+        kept = []
+        for number, path in enumerate(trees):
+            tree.copy(path, os.path.join(partial, str(number)), bounds, sealed=False)
+            kept.append(path)
+        with open(os.path.join(partial, _INDEX), "x", encoding="utf-8") as file:
+            json.dump({"switch": switch, "trees": kept}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        tree.sync_folder(partial)
+        os.rename(partial, target)
+        tree.sync_folder(os.path.dirname(target))
+    except BaseException:
+        tree.remove(partial)
+        raise
+
+
+def set_aside(path: str, switch: int) -> str:
+    """Where the data is kept that lay at `path` when `switch` put back what had been there before."""
+    return f"{path}.set-aside-by-switch-{switch}"
+
+
+def restore(target: str, switch: int) -> list[str]:
+    """Put back what `snapshot` has copied for `switch`, wherever that was left; the folders, none without a copy.
+
+    Raises OSError, SwitchError.
+    """
+    trees = _index(target, switch) or []
+    for number, path in enumerate(trees):
+        aside, coming = set_aside(path, switch), f"{path}.restored-by-switch-{switch}"
+        if not os.path.lexists(aside):
+            if not os.path.lexists(coming):
+                tree.remove(f"{coming}.partial")
+                copied = os.path.join(target, str(number))
+                tree.copy(copied, f"{coming}.partial", tree.Bounds(1 << 62, 1 << 62), sealed=False)
+                os.rename(f"{coming}.partial", coming)
+            if os.path.lexists(path):
+                os.rename(path, aside)
+            else:
+                os.mkdir(aside, 0o700)
+        if not os.path.lexists(path):
+            os.rename(coming, path)
+        tree.sync_folder(os.path.dirname(path))
+    return trees
+
+
+def _index(target: str, switch: int) -> list[str] | None:
+    """The folders of the copy at `target`; None when there is none, or it was made for another switch."""
+    try:
+        with open(os.path.join(target, _INDEX), encoding="utf-8") as file:
+            values = json.load(file)
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        raise SwitchError(f"{target}/{_INDEX} cannot be read: the copy of the data is damaged") from None
+    return list(values["trees"]) if values["switch"] == switch else None

@@ -1,0 +1,391 @@
+"""Switches as they run: carries out what `phases` says, with the store, the agents and the ledger of this host.
+
+One process drives the switches of a store, and holds its lock. What takes long (copying, comparing, waiting for the
+disk) is done in threads, so the loop that supervises agents goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections import deque
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from osmoda.ledger.errors import LedgerError
+from osmoda.supervisor.errors import SupervisorError
+from osmoda.supervisor.switch import phases, place, tree
+from osmoda.supervisor.switch.effects import Effects, in_thread
+from osmoda.supervisor.switch.errors import SwitchError
+from osmoda.supervisor.switch.members import NixosSystem
+from osmoda.supervisor.switch.record import Member, Moment, Record, Records, Terms
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Sequence
+    from types import TracebackType
+    from typing import Self
+
+    from osmoda.supervisor.agents import Agents
+    from osmoda.supervisor.switch.effects import Ledger
+    from osmoda.supervisor.switch.members import Generations
+    from osmoda.supervisor.switch.store import Content, Generation, Store
+
+_LOOK_AGAIN = 10.0  # seconds after which agents are asked for their condition, whatever they have said meanwhile
+
+
+def moment() -> Moment:
+    """Now."""
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        boot = file.read().strip()
+    return Moment(time.time(), time.clock_gettime(time.CLOCK_BOOTTIME), boot)
+
+
+class Wanted:
+    """An agent that is to be switched: to a generation made from `content`, or to one that is there already.
+
+    `baseline` is what it runs from now, where it has no generation yet; `snapshot`: its data is copied, and put back
+    with the old generation.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        to: Content | int,
+        *,
+        baseline: Content | None = None,
+        snapshot: bool = False,
+    ) -> None:
+        self.name = name
+        self.to = to
+        self.baseline = baseline
+        self.snapshot = snapshot
+
+
+class _Live:
+    """One switch that is driven: requests of others wait until the command that is carried out now is done."""
+
+    def __init__(self, switch: phases.Switch) -> None:
+        self.switch = switch
+        self.requests: deque[tuple[Callable[[Moment], None], asyncio.Future[None]]] = deque()
+        self.woken = asyncio.Event()
+        self.changed = asyncio.Condition()
+        self.idle = False
+        self.task: asyncio.Task[None] | None = None
+
+    async def ask(self, act: Callable[[Moment], None]) -> None:
+        """Have `act` called between two commands; raises what it raises."""
+        answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.requests.append((act, answer))
+        self.woken.set()
+        await answer
+
+    def answer(self, now: Moment) -> None:
+        self.woken.clear()
+        while self.requests:
+            act, answer = self.requests.popleft()
+            try:
+                act(now)
+            except SwitchError as error:
+                if not answer.done():
+                    answer.set_exception(error)
+            else:
+                if not answer.done():
+                    answer.set_result(None)
+
+
+class Switches:
+    """All switches of a store. A context manager: on leaving it nothing is driven any more, and all is as on disk.
+
+    `open_ledger` gives the ledger or None where there is none, and raises LedgerError where it cannot be written.
+    `written` says which paths an agent may write under the profile in a file. `observer`, for tests, is called before
+    and after each command.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        agents: Agents,
+        open_ledger: Callable[[], Ledger | None],
+        written: Callable[[str], Sequence[str]],
+        *,
+        nixos: Generations | None = None,
+        bounds: tree.Bounds | None = None,
+        reading: asyncio.Lock | None = None,
+        observer: Callable[[str, Record, phases.Command], None] = lambda *_: None,
+    ) -> None:
+        self.store = store
+        self.records = Records(store.records)
+        self._agents = agents
+        self._open_ledger = open_ledger
+        self._nixos = nixos or NixosSystem()
+        self._bounds = bounds or tree.Bounds()
+        self.reading = reading or asyncio.Lock()
+        self._effects = Effects(
+            store, self.records, agents, self._nixos, open_ledger, written, self._bounds, self.reading
+        )
+        self._observer = observer
+        self._live: dict[int, _Live] = {}
+        self._beginning = asyncio.Lock()
+        self._stack = contextlib.ExitStack()
+
+    async def __aenter__(self) -> Self:
+        self._stack.enter_context(self.store.lock())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        tasks = [live.task for live in self._live.values() if live.task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._stack.close()
+
+    # --- what is asked for ---
+
+    async def recover(self) -> None:
+        """Take up what a process before this one has left, before agents are started. Waits until each is settled."""
+        async with self._beginning:
+            await in_thread(self.store.clean)
+            for record in await in_thread(self.records.unfinished):
+                self._drive(phases.Switch.resume(record, moment()))
+        await asyncio.gather(*(self.settled(number) for number in tuple(self._live)))
+
+    async def begin(
+        self,
+        wanted: Sequence[Wanted],
+        terms: Terms,
+        *,
+        system: int | None = None,
+        keep: int = 5,
+        keep_seconds: float = 0.0,
+        reason: str = "",
+    ) -> Record:
+        """Make the generations that are missing, and begin to switch; the record of the switch. Raises SwitchError.
+
+        Returns when it has begun, which `settled` waits for the outcome of.
+        """
+        async with self._beginning:
+            names = [one.name for one in wanted]
+            if len({*names}) != len(names):
+                raise SwitchError("an agent takes part in a switch once")
+            for name in names:
+                self._require_free(name)
+            if system is not None:
+                self._require_free("system", "nixos")
+            await in_thread(self._require_ledger)
+            made: list[Generation] = []
+            try:
+                members = [await self._member(one, made) for one in wanted]
+                if system is not None:
+                    await in_thread(self._nixos.verify, system)
+                    members.append(Member("nixos", "system", self._nixos.current(), system))
+                now = moment()
+                record = Record(
+                    0, tuple(members), terms, "staged", now, now, reason, keep=keep, keep_seconds=keep_seconds
+                )
+                number = max(self.records.numbers(), default=0) + 1
+                record = replace(record, untold=({**record.entry(), "switch": number},))
+                record = await in_thread(self.records.create, record)
+            except BaseException:
+                for generation in made:
+                    await in_thread(tree.remove, generation.directory)
+                raise
+            self._drive(phases.Switch.begin(record))
+            return record
+
+    async def commit(self, name: str, reason: str = "by hand") -> int:
+        """End the probation of an agent's switch early; its number. Raises SwitchError."""
+        number = self._of(name)
+        await self._live[number].ask(lambda now: self._live[number].switch.commit(reason, now))
+        return number
+
+    async def go_back(self, name: str, reason: str = "by hand") -> int:
+        """Go back from an agent's switch that is not over; its number. Raises SwitchError."""
+        number = self._of(name)
+        await self._live[number].ask(lambda now: self._live[number].switch.go_back(reason, now))
+        return number
+
+    async def settled(self, number: int, *, over: bool = False) -> Record:
+        """The record of a switch, once it is over or waits: on probation, or to try again; with `over`, at its end."""
+        live = self._live.get(number)
+        if live is None:
+            return self.records.load(number)
+        async with live.changed:
+            await live.changed.wait_for(
+                lambda: live.switch.over or (live.idle and (not over or live.switch.record.finished))
+            )
+        return live.switch.record
+
+    def running(self) -> list[phases.Switch]:
+        """Those that are not over, in order."""
+        return [live.switch for _, live in sorted(self._live.items())]
+
+    def held(self) -> frozenset[str]:
+        """Agents that a switch starts and stops now: nobody else should, but by hand."""
+        return frozenset(member.name for switch in self.running() for member in switch.record.agents)
+
+    def _of(self, name: str) -> int:
+        for number, live in self._live.items():
+            if any(member.name == name for member in live.switch.record.members):
+                return number
+        raise SwitchError(f"{name} is not being switched; `osmoda-watch switch history` shows what was")
+
+    def _require_free(self, name: str, kind: str = "agent") -> None:
+        for number, live in self._live.items():
+            record = live.switch.record
+            if any(member.name == name and member.kind == kind for member in record.members):
+                raise SwitchError(
+                    f"{name} is in switch {number}, which is {record.phase}: "
+                    "`osmoda-watch switch commit` or `rollback` ends it"
+                )
+
+    def _require_ledger(self) -> None:
+        """Before anything is changed: raise SwitchError where there is a ledger and it cannot be written."""
+        try:
+            ledger = self._open_ledger()
+        except LedgerError as error:
+            raise SwitchError(f"nothing is switched, since the ledger cannot be written: {error}") from None
+        if ledger is not None:
+            ledger.close()
+
+    async def _member(self, one: Wanted, made: list[Generation]) -> Member:
+        now = time.time()
+        before = self.store.current(one.name)
+        if before is None and one.baseline is not None:
+            await self._require_place(one.baseline.place)
+            baseline = await in_thread(self.store.stage, one.name, one.baseline, now, self._bounds)
+            made.append(baseline)
+            before = baseline.number
+        if isinstance(one.to, int):
+            after = await in_thread(self.store.generation, one.name, one.to)
+            if one.to == before:
+                raise SwitchError(f"generation {one.to} of {one.name} is the current one already")
+        else:
+            await self._require_place(one.to.place)
+            after = await in_thread(self.store.stage, one.name, one.to, now, self._bounds)
+            made.append(after)
+        old = await in_thread(self.store.generation, one.name, before) if before is not None else None
+        if old is not None and old.place != after.place:
+            raise SwitchError(
+                f"{one.name} finds its code at {old.place or 'no place of its own'}, and by the new unit at "
+                f"{after.place or 'none'}: an agent keeps its place (WorkingDirectory=)"
+            )
+        if one.snapshot:
+            await self._effects.data_of(old, after)
+        condition = await self._agents.condition(one.name)
+        seals = (old.seal if old is not None else "", after.seal)
+        ran = condition.running or not condition.given_up
+        return Member("agent", one.name, before, after.number, seals, ran, one.snapshot)
+
+    async def _require_place(self, where: str) -> None:
+        if where:
+            await in_thread(place.require_place, where)
+
+    # --- driving ---
+
+    def _drive(self, switch: phases.Switch) -> None:
+        live = _Live(switch)
+        self._live[switch.record.number] = live
+        live.task = asyncio.create_task(self._to_its_end(live), name=f"switch {switch.record.number}")
+
+    async def _to_its_end(self, live: _Live) -> None:
+        switch = live.switch
+        try:
+            while not switch.over:
+                command = switch.next(moment())
+                if command is None:
+                    await self._set_idle(live, True)
+                    await self._wait(live)
+                    await self._set_idle(live, False)
+                else:
+                    await self._step(live, command)
+                live.answer(moment())
+        finally:
+            del self._live[switch.record.number]
+            for _, answer in live.requests:
+                if not answer.done():
+                    answer.set_exception(SwitchError(f"switch {switch.record.number} is over"))
+            await self._set_idle(live, True)
+
+    async def _set_idle(self, live: _Live, idle: bool) -> None:
+        async with live.changed:
+            live.idle = idle
+            live.changed.notify_all()
+
+    async def _step(self, live: _Live, command: phases.Command) -> None:
+        switch = live.switch
+        self._observer("before", switch.record, command)
+        try:
+            await self._effects.carry_out(command, switch.record)
+        except Exception as error:  # also one that nobody has foreseen: an agent that fails is not left as it is for it
+            switch.failed(command, _words(error), moment())
+        else:
+            self._observer("after", switch.record, command)
+            switch.done(command, moment())
+
+    async def _wait(self, live: _Live) -> None:
+        """Until there may be something to do: what agents do, a time that has come, a request."""
+        if live.switch.on_probation:
+            await self._watch(live)
+        else:
+            await self._pause(live)
+            live.switch.wake(moment())
+
+    async def _watch(self, live: _Live) -> None:
+        """Look at the agents of a probation, until it is over or somebody asks for something."""
+        switch = live.switch
+        names = frozenset(member.name for member in switch.record.agents)
+        async with self._agents.changes(names) as changes, _Latest(changes) as latest:
+            while switch.on_probation and not live.requests:
+                for name in sorted(names):
+                    switch.observe(name, await self._agents.condition(name), moment())
+                switch.wake(moment())
+                if switch.on_probation:
+                    await self._pause(live, latest.news)
+
+    async def _pause(self, live: _Live, news: asyncio.Event | None = None) -> None:
+        at = live.switch.wakes_at
+        left = _LOOK_AGAIN if at is None else min(max(at - moment().since_boot, 0.0), _LOOK_AGAIN)
+        waits = [asyncio.create_task(live.woken.wait())]
+        if news is not None:
+            waits.append(asyncio.create_task(news.wait()))
+        try:
+            await asyncio.wait(waits, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+        if news is not None:
+            news.clear()
+
+
+class _Latest:
+    """Whether anything has come out of an iterator; what it was does not matter, since all is looked at then."""
+
+    def __init__(self, changes: AsyncIterator[str]) -> None:
+        self.news = asyncio.Event()
+        self._changes = changes
+        self._task: asyncio.Task[None] | None = None
+
+    async def _follow(self) -> None:
+        async for _ in self._changes:
+            self.news.set()
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.create_task(self._follow())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._task is not None
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+
+def _words(error: Exception) -> str:
+    if isinstance(error, (SupervisorError, LedgerError)):
+        return str(error)
+    if isinstance(error, OSError):
+        return f"{os.fsdecode(error.filename)}: {error.strerror}" if error.filename else str(error.strerror or error)
+    return f"{type(error).__name__}: {error}"

@@ -1,0 +1,196 @@
+"""`osmoda-watch switch` with a real daemon: as a person uses it, and with the daemon killed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.watched import PYTHON, Watch, eventually
+
+AGENT = """\
+import os, time
+print("generation", {generation}, flush=True)
+if {fails}:
+    raise SystemExit(3)
+time.sleep(1000)
+"""
+
+
+def build(watch: Watch, generation: int, *, fails: bool = False, sick: bool = False) -> Path:
+    """New code, in a folder of its own."""
+    folder = watch.world.tmp / "build" / str(generation)
+    folder.mkdir(parents=True)
+    (folder / "main.py").write_text(AGENT.format(generation=generation, fails=fails))
+    if not sick:
+        (folder / "healthy").touch()
+    watch.world.own(watch.world.tmp / "build")
+    return folder
+
+
+def agent(watch: Watch) -> Path:
+    """An agent, installed and running from its folder; the folder."""
+    folder = watch.folder("agent")
+    (folder / "main.py").write_text(AGENT.format(generation=1, fails=False))
+    (folder / "healthy").touch()
+    watch.world.own(folder)
+    watch.unit(
+        "agent",
+        ExecStart=f"{PYTHON} main.py",
+        Restart="always",
+        RestartSec="100ms",
+        section=f"HealthCheck=exec:/usr/bin/test -e {folder}/healthy\nHealthInterval=200ms\nHealthRetries=2",
+    )
+    watch.up()
+    watch.do("start", "agent")
+    return folder
+
+
+def switched(watch: Watch) -> dict[str, Any]:
+    """How the agent's last switch stands."""
+    (found,) = json.loads(watch.run("switch", "status", "agent", "--json").stdout)
+    return dict(found)
+
+
+def in_phase(watch: Watch, phase: str) -> dict[str, Any]:
+    def look() -> dict[str, Any] | None:
+        found = switched(watch)
+        return found if found["phase"] == phase else None
+
+    return eventually(look, f"the switch was {phase}")
+
+
+def folders(watch: Watch) -> list[str]:
+    """The folders of code that agents work in; not the first processes of their sandboxes, which do, too."""
+    found = []
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            with contextlib.suppress(OSError):
+                here = os.readlink(f"/proc/{entry}/cwd")
+                words = Path(f"/proc/{entry}/cmdline").read_bytes()
+                if here.startswith(str(watch.world.tmp)) and here.endswith("/code") and b"main.py" in words:
+                    found.append(here)
+    return found
+
+
+def runs(watch: Watch, generation: int) -> None:
+    """One process of the agent runs, of that generation."""
+
+    def look() -> bool:
+        found = folders(watch)
+        return len(found) == 1 and found[0].endswith(f"/agents/agent/generations/{generation}/code")
+
+    eventually(look, f"one process of generation {generation} ran: {folders(watch)}")
+
+
+def test_from_one_generation_to_the_next_and_back(watch: Watch) -> None:
+    folder = agent(watch)
+    said = watch.do("switch", "begin", "agent", "--code", build(watch, 2), "--probation", "10min", "--note", "faster")
+    assert said.startswith("agent: generation 2 is on probation for another ")
+    assert said.endswith("; a failed check leads back to generation 1\n")
+    assert folder.is_symlink()
+    assert watch.status("agent")["health"] in ("starting", "healthy")
+    watch.wait_for_line("agent", "generation 2")
+    refused = watch.run("switch", "begin", "agent", "--code", watch.world.tmp / "build" / "2")
+    assert refused.returncode != 0
+    assert "agent is in switch 1, which is probation" in refused.stderr
+    assert "agent: generation 2 is committed since" in watch.do("switch", "commit", "agent")
+    runs(watch, 2)
+
+    # One that is not healthy goes back by itself.
+    result = watch.run("switch", "begin", "agent", "--code", build(watch, 3, sick=True), "--wait")
+    assert result.returncode == 1
+    assert result.stdout.startswith("agent: rolled back to generation 2 since ")
+    assert "agent is not healthy: command" in result.stdout or "not become healthy" in result.stdout
+    runs(watch, 2)
+
+    # So does one that ends again and again.
+    result = watch.run("switch", "begin", "agent", "--code", build(watch, 4, fails=True), "--wait")
+    assert result.returncode == 1
+    assert "rolled back to generation 2" in result.stdout
+    runs(watch, 2)
+
+    # And by hand, to one that was committed before.
+    assert "generation 1 is on probation" in watch.do("switch", "rollback", "agent", "--probation", "1h")
+    runs(watch, 1)
+    assert "agent: rolled back to generation 2 since" in watch.do("switch", "rollback", "agent")
+    runs(watch, 2)
+
+    listed = watch.do("switch", "list", "agent").splitlines()
+    assert listed[0].split() == ["agent", "generation", "made", "size", "verdict", "note"]
+    assert [line.split()[1] for line in listed[1:]] == ["1", "2", "3", "4"]
+    assert "2 *" in listed[2]
+    assert listed[2].endswith("faster")
+    told = [line.split() for line in watch.do("switch", "history").splitlines()[1:]]
+    assert [(line[0], line[5]) for line in told] == [
+        ("1", "committed"),
+        ("2", "rolled-back"),
+        ("3", "rolled-back"),
+        ("4", "rolled-back"),
+    ]
+
+
+@pytest.mark.orphans  # the daemon's sandboxes, when it is killed
+def test_a_daemon_that_is_killed_on_probation(watch: Watch) -> None:
+    agent(watch)
+    watch.do("switch", "begin", "agent", "--code", build(watch, 2), "--probation", "10min")
+    runs(watch, 2)
+    watch.down(signal.SIGKILL)
+    assert "is on probation" in watch.do("switch", "status"), "it is read from the disk"
+    watch.up()
+    runs(watch, 2)
+    assert in_phase(watch, "probation")["seconds_left"] is not None
+    assert "rolled back to generation 1" in watch.do("switch", "rollback", "agent")
+    runs(watch, 1)
+    watch.down(signal.SIGKILL)
+    watch.up()
+    runs(watch, 1)
+
+
+def test_several_agents_at_once_by_a_file_or_none(watch: Watch) -> None:
+    agent(watch)
+    unit = watch.world.tmp / "writer.service"
+    unit.write_text(f"[Service]\nWorkingDirectory={watch.work}/writer\nExecStart={PYTHON} main.py\nRestart=always\n")
+    good, bad = build(watch, 2), build(watch, 3, fails=True)
+    plan = watch.world.tmp / "plan.toml"
+    plan.write_text(
+        f'probation = "10min"\n[[agent]]\nname = "agent"\ncode = "{good}"\n'
+        f'[[agent]]\nname = "writer"\nunit = "writer.service"\ncode = "{bad}"\n'
+    )
+    watch.world.own(plan, unit)
+    result = watch.run("switch", "begin", "--from", plan, "--wait")
+    assert result.returncode == 1, result.stderr
+    assert "agent: rolled back to generation 1" in result.stdout
+    assert "writer: rolled back to no generation" in result.stdout
+    runs(watch, 1)
+    assert not os.path.lexists(watch.work / "writer")
+
+
+IN_VAIN = [
+    (["begin"], "which agent? for instance: osmoda-watch switch begin research --code ./build"),
+    (["begin", "agent", "--probation", "soon"], "probation=soon"),
+    (["begin", "agent", "--keep", "0"], "are at least 1"),
+    (["begin", "agent", "--code", "/nowhere"], "/nowhere is no folder"),
+    (["begin", "../x"], "'../x' is not the name of a unit"),
+    (["commit", "agent"], "agent is not being switched"),
+    (["rollback", "agent"], "agent has no generation to go back to"),
+    (["rollback", "agent", "--to", "7"], "agent has no generation 7"),
+]
+
+
+def test_what_is_asked_in_vain_is_told_in_a_sentence(watch: Watch) -> None:
+    agent(watch)
+    for words, said in IN_VAIN:
+        result = watch.run("switch", *words)
+        assert result.returncode != 0, words
+        assert said in result.stderr
+        assert len(result.stderr.splitlines()) == 1
+    assert watch.do("switch", "status") == "nothing was ever switched\n"
+    watch.down()
+    result = watch.run("switch", "begin", "agent")
+    assert "no daemon of this user runs" in result.stderr

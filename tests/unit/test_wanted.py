@@ -1,0 +1,86 @@
+"""What a daemon that starts has to run, and how it waits for what an earlier one has left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from osmoda.supervisor import remains
+from osmoda.supervisor.errors import SupervisorError
+from osmoda.supervisor.wanted import Wanted
+
+
+def test_what_was_asked_for_counts_beside_what_is_enabled(tmp_path):
+    path = str(tmp_path / "wanted.json")
+    wanted = Wanted(path)
+    assert wanted.now(["b", "a"]) == ["a", "b"]
+    wanted.start(["c", "d"])
+    wanted.stop(["a", "d"])
+    assert wanted.now(["b", "a"]) == ["b", "c"]
+    assert Wanted(path).now(["b", "a"]) == ["b", "c"]
+    again = Wanted(path)
+    again.start(["a"])
+    assert Wanted(path).now(["b", "a"]) == ["a", "b", "c"]
+    assert os.listdir(tmp_path) == ["wanted.json"]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"started": 3, "stopped": []}', "{}", "\x00" * 10])
+def test_a_file_that_is_none_is_as_if_there_were_none(tmp_path, text):
+    (tmp_path / "wanted.json").write_text(text)
+    assert Wanted(str(tmp_path / "wanted.json")).now(["a"]) == ["a"]
+
+
+def marked(folder, program="import sys; sys.stdin.read()", **options):
+    """A process that looks as if a daemon of `folder` had started it."""
+    environment = {**os.environ, remains.VARIABLE: folder}
+    return subprocess.Popen([sys.executable, "-c", program], env=environment, stdin=subprocess.PIPE, **options)
+
+
+def test_what_a_killed_daemon_left_is_waited_for(tmp_path):
+    folder = str(tmp_path)
+    assert remains.wait(folder) == 0
+    with marked(folder) as one, marked(str(tmp_path / "other")) as other:
+        assert remains.marked(folder) == [one.pid]
+        assert one.stdin is not None
+        timer = threading.Timer(0.1, one.stdin.close)
+        reaper = threading.Thread(target=one.wait)
+        timer.start()
+        reaper.start()
+        assert remains.wait(folder) == 1
+        assert one.poll() == 0
+        assert other.poll() is None
+        assert other.stdin is not None
+        other.stdin.close()
+        timer.join()
+        reaper.join()
+
+
+def test_what_does_not_end_is_killed(tmp_path, monkeypatch):
+    monkeypatch.setattr(remains, "_GRACE", 0.05)
+    with marked(str(tmp_path)) as one:
+        reaper = threading.Thread(target=one.wait)
+        reaper.start()
+        assert remains.wait(str(tmp_path)) == 1
+        reaper.join()
+        assert one.returncode == -signal.SIGKILL
+
+
+def test_nothing_is_started_beside_what_stays(tmp_path, monkeypatch):
+    monkeypatch.setattr(remains, "_PATIENCE", 0.05)
+    with marked(str(tmp_path)) as one:
+        with pytest.raises(SupervisorError, match=f"process {one.pid} of an osmoda-watch that was killed does not end"):
+            remains.wait(str(tmp_path))
+        assert one.stdin is not None
+        one.stdin.close()
+
+
+def test_what_a_daemon_starts_carries_its_mark(tmp_path, monkeypatch):
+    monkeypatch.setenv(remains.VARIABLE, "")
+    remains.mark(str(tmp_path))
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as one:
+        assert remains.marked(str(tmp_path)) == [one.pid]
