@@ -472,3 +472,27 @@ def test_no_agent_gives_orders_to_its_supervisor(watch: Watch) -> None:
     watch.world.own(profile)
     watch.do("start", "granted")
     assert watch.wait_for_line("granted", "refused") == "refused Connection refused"
+
+
+FOUND = """
+import sys
+from osmoda.supervisor import remains
+print(*remains.marked(sys.argv[1]), *remains._sandboxes(int(sys.argv[2])))
+"""
+
+
+def test_all_that_a_daemon_has_started_can_be_found_by_the_next_one(watch: Watch) -> None:
+    """The first processes of sandboxes above all: who waits for these waits for all that is inside."""
+    watch.unit("agent", ExecStart=watch.program("agent", SLEEPER))
+    watch.up()
+    watch.do("start", "agent")
+    runtime = (
+        watch.world.environment.get("OSMODA_RUNTIME_DIR") or f"{watch.world.environment['XDG_RUNTIME_DIR']}/osmoda"
+    )
+    assert watch.process is not None
+    words = (f"{runtime}/watch", str(watch.process.pid))
+    found = {*map(int, watch.world.python(FOUND, *words, check=True).stdout.split())}
+    agent = watch.status("agent")["pid"]
+    init = int(Path(f"/proc/{agent}/stat").read_text().rpartition(")")[2].split()[1])
+    assert {init, *launchers(watch.process.pid)} <= found
+    assert agent not in found  # its environment is its own
