@@ -39,7 +39,7 @@ STAYS = "import sys; print(flush=True); sys.stdin.read()"
 
 
 def started(argv, **options):
-    """A process that stays until its input ends, once it is what it will be: exec(2) has no environment for a moment."""
+    """A process that stays until its input ends, once it is there: in exec(2) it has no environment for a moment."""
     one = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, **options)
     assert one.stdout is not None
     assert one.stdout.readline()
