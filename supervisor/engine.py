@@ -186,7 +186,12 @@ class Engine:
         """Stop units and those that cannot be without them; each after those that were started after it."""
         known = {name: held.unit for name, held in self.units.items()}
         wanted = jobs.stopped_with(known, [self.full_name(name) for name in names])
-        unknown = [Outcome(name, True, "it does not run") for name in map(self.full_name, names) if name not in known]
+        listening = self.sockets.names()
+        unknown = [
+            Outcome(name, True, "" if name in listening else "it does not run")
+            for name in map(self.full_name, names)
+            if name not in known
+        ]
 
         async def one(unit: Unit, _: Mapping[str, Outcome]) -> Outcome:
             if report is not None:
