@@ -232,7 +232,9 @@ def quota_of(groups):
 
 
 def test_processes_of_the_host_are_not_there(tmp_path):
-    attempt = f"assert 'test' in open('/proc/{os.getpid()}/cmdline').read() or sys.exit(print('refused other'))"
+    own = f"/proc/{os.getpid()}/cmdline"
+    line = Path(own).read_bytes()
+    attempt = f"open({own!r}, 'rb').read() == {line!r} or sys.exit(print('refused other'))"
     assert outside(attempt).startswith("reached")
     assert inside(tmp_path, "tier = 1", "ProtectProc=invisible\nPrivatePIDs=yes", attempt).startswith("refused")
 
