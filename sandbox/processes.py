@@ -104,6 +104,14 @@ def is_init(pid: int) -> bool:
     return len(numbers) >= 2 and numbers[-1] == "1" and _TITLE.match(_command_line(pid)) is not None
 
 
+def exists(identity: str) -> bool:
+    """Whether the first process of the sandbox of that name is there: when it has ended, so has all that was inside."""
+    return any(
+        _read(f"/proc/{pid}/comm").rstrip("\n") == COMM and _command_line(pid).startswith(f"{COMM} {identity} ")
+        for pid in _pids()
+    )
+
+
 def end(one: Running, number: int | None) -> None:
     """End a sandbox, or send signal `number` to its payload. Raises SandboxError; one that is gone is no error."""
     target = one.pid if number is None else one.payload

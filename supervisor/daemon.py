@@ -133,8 +133,10 @@ class Daemon:
 
     async def _start_wanted(self) -> None:
         # First what was being switched when the last daemon ended: until that is settled, nobody knows what to start.
-        await self._switches.recover()
-        names = self._wanted.now(await asyncio.to_thread(lambda: enabled.names(Loader(self._search))))
+        for problem in await self._switches.recover():
+            self._say(problem, 3)
+        wanted = self._wanted.now(await asyncio.to_thread(lambda: enabled.names(Loader(self._search))))
+        names = [name for name in wanted if name.removesuffix(".service") not in self._switches.held()]
         if not names:
             return
         self._say(f"starting {', '.join(names)}")

@@ -56,6 +56,8 @@ class Engine:
         self.admission = Admission()
         self.sockets = Sockets(lambda service: self.soon(self._activate(service)), logs)
         self._listening: dict[str, list[Callable[[], None]]] = {}
+        self.held_back: dict[str, str] = {}
+        """Units that are not started now, and why."""
         # One at a time: the interpreter has one lock, and msgspec dies of two threads that need a new type's schema.
         self.compiling = asyncio.Lock()
         self._background: set[asyncio.Task[object]] = set()
@@ -137,6 +139,8 @@ class Engine:
     async def _start_one(
         self, unit: Unit, waited: Mapping[str, Outcome], *, by_hand: bool, report: Reporter | None, forced: bool
     ) -> Outcome:
+        if unit.name in self.held_back:
+            return self._refused(unit.name, self.held_back[unit.name])
         needed = {*unit.dependencies.requires, *unit.dependencies.binds_to}
         failed = next((name for name in needed if name in waited and not waited[name].ok), None)
         if failed is not None:

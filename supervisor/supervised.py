@@ -64,6 +64,8 @@ class Supervised:
         self.since = time.time()
         """When its state became what it is, in seconds since the epoch."""
         self.last_problem = ""
+        self.last_warning = ""
+        """The last that its log was told of it and that is no mere note."""
         self.denials: deque[Denial] = deque(maxlen=_KEPT_DENIALS)
         self.identity = ""
         """Its sandbox, as `osmoda-sandbox ps` names it."""
@@ -155,7 +157,7 @@ class Supervised:
                     self._call_off(slot)
             case Say(text, level):
                 if level <= 4:
-                    self.last_problem = text
+                    self.last_problem = self.last_warning = text
                 self.outlet.say(text, level)
             case Done():
                 if command.job == "start" and not command.ok:
@@ -258,10 +260,6 @@ class Supervised:
             case sandboxes.Ended():
                 result = event.result
                 short = any(one.operation == "memory" and one.layer == "cgroup" for one in result.denials)
-                if slot.which == "main":
-                    self._around.acts.after(
-                        "end", {"unit": self.name, "status": result.status, "sandbox": self.identity}
-                    )
                 self.hear(state_messages.Ended(slot.which, result.status, result.signal, short and result.signal == 9))
             case sandboxes.Failed():
                 if slot.started:
@@ -286,8 +284,6 @@ class Supervised:
                 continue
             self.denials.append(denial)
             self.outlet.say(denial.sentence(), 4)
-            fields = {"unit": self.name, "sandbox": denial.sandbox, "layer": denial.layer}
-            self._around.acts.after("denial", fields | {"operation": denial.operation, "object": denial.object})
 
     def _fields(self, prepared: Prepared) -> dict[str, Any]:
         """What the ledger keeps of a start."""

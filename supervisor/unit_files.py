@@ -25,6 +25,8 @@ _SYSTEM = (
     *("/etc/osmoda/units", "/etc/systemd/system", "/run/osmoda/units", "/run/systemd/system"),
     *("/usr/local/lib/systemd/system", "/usr/lib/systemd/system"),
 )
+GENERATED = "zzz-osmoda.conf"
+"""The drop-in that has systemd run a unit's commands in their sandbox: for systemd, not for whoever reads the unit."""
 MOST_LINKS = 8  # aliases of aliases, as in systemd
 
 
@@ -45,6 +47,18 @@ def search_path() -> tuple[str, ...]:
         "/usr/local/lib/systemd/user",
         "/usr/lib/systemd/user",
     )
+
+
+def systemd_path() -> tuple[str, ...]:
+    """Where systemd itself looks for units (systemd.unit(5)), and osmoda when it drives systemd; both in this order."""
+    if os.geteuid() == 0:
+        return (
+            *("/etc/systemd/system.control", "/run/systemd/system.control", "/run/systemd/transient"),
+            *("/run/systemd/generator.early", "/etc/systemd/system", "/etc/systemd/system.attached"),
+            *("/run/systemd/system", "/run/systemd/system.attached", "/run/systemd/generator"),
+            *("/usr/local/lib/systemd/system", "/usr/lib/systemd/system", "/run/systemd/generator.late"),
+        )
+    return search_path()[1:]
 
 
 class NoSuchUnit(UnitError):
@@ -124,7 +138,7 @@ class UnitFiles:
         folders += [f"{folder}/{found.name.suffix[1:]}.d" for folder in self.search]
         for folder in folders:
             for entry in _scan(folder):
-                if entry.name.endswith(".conf") and not entry.name.startswith("."):
+                if entry.name.endswith(".conf") and not entry.name.startswith(".") and entry.name != GENERATED:
                     chosen.setdefault(entry.name, entry.path)
         return [chosen[name] for name in sorted(chosen) if not _is_masked(chosen[name])]
 
@@ -166,15 +180,17 @@ class UnitFiles:
 
 
 def _specific(name: str) -> Iterator[str]:
-    """Names whose `.d` folders hold for a unit: itself, its template, its prefixes up to a dash, the longest first."""
+    """Names whose `.d` folders hold for a unit: itself, its template, its prefixes up to a dash, the longest first.
+
+    A prefix of an instance has that instance; one of a template is no template, as in systemd.
+    """
     parts = values.unit_name(name)
     yield name
     if parts.instance:
         yield from _specific(parts.template)
-    prefix = parts.prefix.removesuffix("-")
-    head, dash, _ = prefix.rpartition("-")
+    head, dash, _ = parts.prefix.removesuffix("-").rpartition("-")
     if dash:
-        instance = "" if parts.instance is None else f"@{parts.instance}"
+        instance = f"@{parts.instance}" if parts.instance else ""
         yield from _specific(f"{head}-{instance}{parts.suffix}")
 
 
@@ -206,13 +222,18 @@ def _is_masked(path: str) -> bool:
     )
 
 
+def _open(path: str, flags: int) -> int:
+    """A FIFO would hold up whoever opens it to read."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
 def read(path: str) -> bytes:
     """A unit's file, whose owner is root or this user, and which nobody else can write, nor any folder on its way.
 
     Raises UnitError.
     """
     try:
-        with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
+        with open(path, "rb", opener=_open) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise UnitError("this is no file", Origin(path, 1))

@@ -76,6 +76,7 @@ def test_random_kills(watch: Watch) -> None:
             kind = chance.choices(("agent", "launcher", "daemon", "stop"), (20, 3, 2, 1))[0]
             done[kind] += 1
             kill(watch, kind, chance)
+            reap_orphans(watch)
             time.sleep(chance.random() * 0.05)
         eventually(lambda: all(is_up(watch, name) for name in AGENTS), "all were up again")
     finally:
@@ -111,6 +112,15 @@ def kill(watch: Watch, kind: str, chance: random.Random) -> None:
             watch.do("stop", name)
             assert watch.processes(name) == {}
             watch.do("start", name)
+
+
+def reap_orphans(watch: Watch) -> None:
+    """Those that killed daemons and launchers have left, which come to the test process."""
+    assert watch.process is not None
+    for pid in map(int, Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()):
+        if pid != watch.process.pid:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
 
 
 def is_up(watch: Watch, name: str) -> bool:

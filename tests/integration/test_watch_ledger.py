@@ -1,0 +1,44 @@
+"""What a supervisor does is on the ledger before it is done; with a ledger that cannot be written nothing starts."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+
+import pytest
+
+from tests.ledgers import directory_of, end_service, events_of, runtime_of
+from tests.watched import Watch, eventually
+from tests.worlds import World
+
+SLEEPER = "import time\nprint('up', flush=True)\ntime.sleep(1000)\n"
+
+
+def kinds(watch: Watch) -> list[str]:
+    """What the supervisor has put there about its unit."""
+    events = [event for event in events_of(watch.world) if '"agent.service"' in json.dumps(event)]
+    return [str(event["kind"]) for event in events]
+
+
+@pytest.mark.orphans  # the ledger's service, which outlives who has started it
+@pytest.mark.parametrize("world", ["root"], indirect=True)
+def test_what_is_done_is_on_the_ledger_and_what_cannot_be_there_is_not_done(recorded: World, watch: Watch) -> None:
+    watch.unit("agent", ExecStart=watch.program("agent", SLEEPER), Restart="always", RestartSec=0)
+    watch.unit("other", ExecStart=watch.program("other", SLEEPER))
+    watch.up()
+    watch.do("start", "agent")
+    os.kill(watch.status("agent")["pid"], signal.SIGKILL)
+    plan = watch.wait_for("agent", state="active", restarts=1)["plan"]
+    watch.do("stop", "agent")
+    eventually(lambda: "stop" in kinds(watch), "the stop was written")
+    assert kinds(watch) == ["start", "restart", "stop"]
+    assert plan in json.dumps(next(event for event in events_of(recorded) if event["kind"] == "start"))
+
+    # Its service is gone, and its files are: what would be written now would be lost.
+    assert end_service(runtime_of(recorded), signal.SIGKILL)
+    directory_of(recorded).rename(directory_of(recorded).with_name("elsewhere"))
+    refused = watch.run("start", "other")
+    assert refused.returncode == 1
+    assert watch.processes() == {}
+    assert any("it must be on the ledger" in line for line in watch.lines("other"))
