@@ -163,6 +163,6 @@ def test_any_unit_and_any_place_of_the_command(name, folder):
         return  # no name that a unit can have
     program = "/" + folder.replace("/", "") + "/osmoda-watch"
     text = systemd_drop_ins.drop_in(unit, program)
-    (line,) = [line for line in text.splitlines() if line.startswith(("ExecStart=:", 'ExecStart=":'))]
+    (line,) = [line for line in text.split("\n") if line.startswith(("ExecStart=:", 'ExecStart=":'))]
     read = [specifiers.resolve(word, values.unit_name(name), HOST) for word in words.split(line.partition("=")[2])]
     assert read == [":" + program, "exec", "start", "0", systemd_drop_ins.fingerprint(unit), unit.name]
