@@ -14,6 +14,7 @@ from osmoda.sandbox.init import Command
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import signal as _signal
+    from collections.abc import Sequence
     from typing import Protocol
 
     from osmoda.sandbox.doorway import Doorway, Gateways

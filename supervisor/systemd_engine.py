@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
+from osmoda.sandbox import processes
 from osmoda.sandbox.errors import SandboxError
 from osmoda.supervisor import systemd_drop_ins, systemd_files, systemd_snapshots
 from osmoda.supervisor.confinement import confine
@@ -218,10 +219,11 @@ class SystemdEngine:
     async def snapshots(self, names: Sequence[str], *, brief: bool) -> list[dict[str, Any]]:
         """How units are; without names all that are confined."""
         found = []
+        running = await asyncio.to_thread(processes.running)
         for name in [*map(full_name, names)] or systemd_files.confined():
             shown = await self._manager.properties(name)
             if shown.get("LoadState") == "loaded":
-                found.append(await asyncio.to_thread(systemd_snapshots.of, name, shown, brief=brief))
+                found.append(await asyncio.to_thread(systemd_snapshots.of, name, shown, running, brief=brief))
         return found
 
     # --- jobs ---

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -104,13 +103,11 @@ def status_list_and_logs_are_of_the_unit_in_systemd(stage: Stage) -> None:
     assert _watch("start", "alpha").returncode == 0
     stage.until_trace("run")
     shown = _watch("status", "alpha")
-    assert shown.returncode == 0
-    print(shown.stdout)
+    assert shown.returncode == 0, shown.stderr
     (found,) = json.loads(_watch("status", "alpha", "--json").stdout)
     assert (found["state"], found["sub"], found["tier"]) == ("active", "running", 1)
     assert found["profile"] == str(stage.profile)
     listed = _watch("list")
-    print(listed.stdout)
     assert listed.stdout.splitlines()[1].split()[:4] == ["alpha.service", "active", "running", "1"]
     stage.until(lambda: "hello from inside" in _watch("logs", "alpha").stdout, lambda: _watch("logs", "alpha"))
     assert _watch("stop", "alpha").returncode == 0
@@ -132,6 +129,9 @@ def an_enabled_unit_is_linked_and_stays_confined(stage: Stage) -> None:
 
 
 def the_seed_units_run_as_they_stand(stage: Stage) -> None:
+    # The container's root is an overlay, which knows no idmapped mounts.
+    Path("/opt/agents").mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", "/opt/agents"], check=True)
     program = 'import time\nprint("it runs", flush=True)\nwhile True:\n    time.sleep(1000)\n'
     for agent in ("research", "writer"):
         home = Path("/opt/agents") / agent
@@ -153,7 +153,7 @@ def the_seed_units_run_as_they_stand(stage: Stage) -> None:
             print(f"$ osmoda-watch {' '.join(words)}\n{_watch(*words).stdout}", flush=True)
     finally:
         _watch("stop", "research-agent", "writer-agent")
-        shutil.rmtree("/opt/agents")
+        subprocess.run(["umount", "--lazy", "/opt/agents"], check=True)
 
 
 SEED = """# Agent 1: Research agent
