@@ -53,9 +53,13 @@ USUAL = frozenset(
         dependencies.a_part_follows_at_stop_and_restart,
         units.a_drop_in_changes_a_unit,
         units.a_socket_starts_its_service_at_the_first_connection,
+        units.an_unhealthy_agent_is_restarted,
     }
 )
 """What every test run has time for."""
+
+OF_OSMODA = frozenset({units.an_unhealthy_agent_is_restarted})
+"""What there is not in systemd."""
 
 
 def chosen(room: ModuleType) -> list[Scenario]:

@@ -129,7 +129,6 @@ def test_a_drop_in_is_of_the_commands_that_it_was_written_for():
     ("text", "said"),
     [
         ("[Service]\nExecStart=@/bin/sh name\n", 'the prefix "@" is not possible here'),
-        ("[Service]\nExecStart=/bin/sh\n[X-Osmoda]\nHealthCheck=tcp:80\n", "HealthCheck= needs osmoda's own engine"),
         ("[Service]\nExecStart=/bin/sh\n[X-Osmoda]\nRestartGroup=all\n", "RestartGroup= needs osmoda's own engine"),
     ],
 )
