@@ -24,7 +24,8 @@ LARGEST_FILE = 1 << 20  # bytes of one file of variables
 MOST_FILES = 256  # that one pattern may match
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SHELL_NEEDS_ESCAPE = '"\\`$'
-_VARIABLE = re.compile(r"\$(\$|\{([^}]*)\})")
+# A colon is another syntax, which command lines do not have: it stays as it is.
+_VARIABLE = re.compile(r"\$(\$|\{([^}:]*)\})")
 
 
 @dataclass(frozen=True, slots=True)

@@ -166,15 +166,17 @@ class UnitFiles:
 
 
 def _specific(name: str) -> Iterator[str]:
-    """Names whose `.d` folders hold for a unit: itself, its template, its prefixes up to a dash, the longest first."""
+    """Names whose `.d` folders hold for a unit: itself, its template, its prefixes up to a dash, the longest first.
+
+    A prefix of an instance has that instance; one of a template is no template, as in systemd.
+    """
     parts = values.unit_name(name)
     yield name
     if parts.instance:
         yield from _specific(parts.template)
-    prefix = parts.prefix.removesuffix("-")
-    head, dash, _ = prefix.rpartition("-")
+    head, dash, _ = parts.prefix.removesuffix("-").rpartition("-")
     if dash:
-        instance = "" if parts.instance is None else f"@{parts.instance}"
+        instance = f"@{parts.instance}" if parts.instance else ""
         yield from _specific(f"{head}-{instance}{parts.suffix}")
 
 

@@ -77,7 +77,7 @@ def test_an_empty_value_takes_back_all_of_its_kind():
 
 
 def test_specifiers():
-    assert given("ConditionPathExists=!/etc/%p.off")[0].value == "!/etc/agent.off"
+    assert given("ConditionPathExists=!/etc//%p.off")[0].value == "!/etc/agent.off"
 
 
 def test_a_value_of_the_wrong_form():

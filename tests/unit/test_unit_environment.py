@@ -136,7 +136,7 @@ def expand(line, **variables):
         ("/bin/a $$ONE $${ONE} a$$b", ["/bin/a", "$ONE", "${ONE}", "a$b"]),
         ("/bin/a $QUOTED ${QUOTED}", ["/bin/a", "a b", "c", "'a b' c"]),
         ("/bin/a ${ONE", ["/bin/a", "${ONE"]),
-        ("/bin/a ${ONE:-x}", ["/bin/a", ""]),
+        ("/bin/a ${ONE:-x} ${ONE:+${TWO}}", ["/bin/a", "${ONE:-x}", "${ONE:+two two}"]),
         (":/bin/a $ONE ${TWO} $$", ["/bin/a", "$ONE", "${TWO}", "$$"]),
         ("@/bin/a ${ONE} b", ["one", "b"]),
     ],

@@ -103,6 +103,10 @@ def test_templates_and_instances(folders):
     unit = folders.load("w@x")
     assert (unit.name, program(unit), unit.environment) == ("w@x.service", "x", {"A": "x", "B": "x"})
     assert folders.load("w@y").environment == {"A": "y"}
+    folders.write(folders.usr / "two-w@.service", "[Service]\nExecStart=/bin/%i\n")
+    for number, name in enumerate(("two-w@", "two-@x", "two-@", "two-", "two-@y", "two")):
+        folders.write(folders.etc / f"{name}.service.d" / f"{number}.conf", f"[Service]\nEnvironment=V_{number}=1\n")
+    assert [*folders.load("two-w@x").environment] == ["V_0", "V_1", "V_2", "V_3"]
     folders.write(folders.run / "w@y.service", UNIT.format("own"))
     assert program(folders.load("w@y")) == "own"
     with pytest.raises(UnitError, match="is a template"):

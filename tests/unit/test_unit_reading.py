@@ -129,6 +129,7 @@ def test_defaults_that_follow_from_other_lines():
         ("StandardOutput=append:/var/log/%N.log", "standard_output", Output("append", "/var/log/agent.log")),
         ("StandardError=truncate:/x", "standard_error", Output("truncate", "/x")),
         ("StandardOutput=syslog", "standard_output", Output("journal")),
+        ("StandardOutput=null\nStandardOutput=inherit", "standard_output", Output("journal")),
         ("StandardInput=file:/etc/motd", "standard_input", Output("file", "/etc/motd")),
         ("SyslogIdentifier=%p-1", "syslog_identifier", "agent-1"),
         ("Sockets=b.socket a.socket", "sockets", ("a.socket", "b.socket")),
@@ -177,7 +178,7 @@ def test_command_lines():
 
 def test_dependencies():
     unit = service(
-        "[Unit]\nAfter=b.target other@.service\nAfter=a.target\nRequires=db@1.service\nAfter=\nWants='w.service'\n"
+        "[Unit]\nAfter=b.target other@.service\nAfter=a.target\nRequires=db@1.service\nAfter=\nWants=w.service\n"
         "[Service]\nExecStart=/bin/true\n",
         "agent@x-y.service",
     )
