@@ -50,8 +50,8 @@ def _read(draft: Draft, cursor: words.Cursor, origin: Origin) -> Iterator[Exec]:
         path = draft.text(path)
         if not path:
             raise ValueError("has no program")
-        if any(letter < " " or letter == "\x7f" for letter in path):
-            raise ValueError("names a program with a control character")
+        if any(letter < " " or letter in "\"'\\\x7f" for letter in path):
+            raise ValueError("names a program with a quote, a backslash or a control character in it")
         if path.endswith("/") or ("/" in path and not path.startswith("/")) or path in (".", ".."):
             raise ValueError("names a program that is neither an absolute path nor a plain name")
         arguments = [] if "@" in marks else [path]

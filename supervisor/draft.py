@@ -48,10 +48,10 @@ class Draft:
         self.values.pop(key, None)
 
 
-def split(text: str, *, unescape: bool = False, keep_escapes: bool = False) -> list[str]:
+def split(text: str, *, unescape: bool = False) -> list[str]:
     """Words of a value, quotes taken away."""
     try:
-        return list(words.split(text, unescape=unescape, keep_escapes=keep_escapes))
+        return list(words.split(text, unescape=unescape))
     except words.Unbalanced:
         raise ValueError("has a quote that is not closed") from None
 
@@ -128,11 +128,14 @@ def strings(key: str, parse: Callable[[str], Any], *, unescape: bool = False) ->
 
 
 def unit_names(key: str) -> Handler:
-    """Names of other units; a template is completed with this unit's instance. An empty value changes nothing."""
+    """Names of other units; a template is completed with this unit's instance. An empty value changes nothing.
+
+    Quotes and backslashes are letters here, as in systemd.
+    """
 
     def handle(draft: Draft, assignment: Assignment) -> None:
         found = []
-        for word in split(assignment.value, keep_escapes=True):
+        for word in assignment.value.split():
             other = complete(values.unit_name(draft.text(word)), draft.name)
             draft.origins[f"{assignment.directive}={other}"] = assignment.origin
             found.append(other)
@@ -154,7 +157,7 @@ def installed_names(key: str) -> Handler:
     def handle(draft: Draft, assignment: Assignment) -> None:
         if not assignment.value:
             draft.forget(key)
-        draft.add(key, [values.unit_name(draft.text(word)).full for word in split(assignment.value, keep_escapes=True)])
+        draft.add(key, [values.unit_name(draft.text(word)).full for word in assignment.value.split()])
 
     return handle
 
@@ -169,7 +172,7 @@ def directive(key: str, *, resolve: bool) -> Handler:
     return handle
 
 
-def condition(parse: Callable[[str], Any]) -> Handler:
+def condition(parse: Callable[[str], str]) -> Handler:
     """A condition: a value of a form behind "|" (one of those suffices) and "!"; empty takes all of its kind back."""
 
     def handle(draft: Draft, assignment: Assignment) -> None:
@@ -183,9 +186,8 @@ def condition(parse: Callable[[str], Any]) -> Handler:
         for mark in "|!":
             if rest.startswith(mark):
                 marks += mark
-                rest = rest[1:].lstrip(" \t")
-        value = draft.text(rest)
-        parse(value)
+                rest = rest[1:]
+        value = parse(draft.text(rest))
         draft.add("conditions", [Directive(assignment.name, marks + value, assignment.origin)])
 
     return handle

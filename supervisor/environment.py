@@ -24,7 +24,8 @@ LARGEST_FILE = 1 << 20  # bytes of one file of variables
 MOST_FILES = 256  # that one pattern may match
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SHELL_NEEDS_ESCAPE = '"\\`$'
-_VARIABLE = re.compile(r"\$(\$|\{([^}]*)\})")
+# A colon is another syntax, which command lines do not have: it stays as it is.
+_VARIABLE = re.compile(r"\$(\$|\{([^}:]*)\})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,11 +167,14 @@ def _matching(file: EnvironmentFile) -> list[str]:
     return paths
 
 
+def _open(path: str, flags: int) -> int:
+    """A FIFO would hold up whoever opens it to read."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
 def _content(path: str, file: EnvironmentFile) -> str:
     try:
-        # A FIFO would hold up whoever opens it.
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        with open(descriptor, "rb") as stream:
+        with open(path, "rb", opener=_open) as stream:
             content = stream.read(LARGEST_FILE + 1) or b""
     except OSError as error:
         raise UnitError(f"EnvironmentFile={path} cannot be read: {error.strerror}", file.origin) from None

@@ -206,9 +206,9 @@ def _add_systemd(verbs: Any) -> None:
         "drop-ins that have systemd confine units",
         "Where systemd has booted the host and no daemon of osmoda's runs, systemd starts the units, and drop-ins\n"
         "have it run each of their commands in its sandbox. `start` and `enable` write them; `systemd write` does\n"
-        "only that. `systemd check` says of each unit with a section [X-Osmoda], and of each with a drop-in, whether\n"
-        "systemd would run it in its sandbox; exit code 1 when it would not. `systemd remove` takes the drop-ins of\n"
-        "units away that do not run: then systemd starts them unconfined.",
+        "only that. `systemd check` says of each unit with a section [X-Osmoda], and of each with a drop-in,\n"
+        "whether systemd would run it in its sandbox; exit code 1 when it would not. `systemd remove` takes the\n"
+        "drop-ins of units away that do not run: then systemd starts them unconfined.",
         ("systemd check", "systemd write research-agent", "systemd remove research-agent"),
     )
     systemd.add_argument("action", choices=["check", "write", "remove"], help="what to do")

@@ -83,7 +83,7 @@ _STREAMS: dict[str, Literal["journal", "null", "inherit"]] = {
 
 
 def output(key: str) -> Handler:
-    """StandardOutput=, StandardError=."""
+    """StandardOutput=, StandardError=. An output that inherits from an input goes to the journal, as in systemd."""
 
     def handle(draft: Draft, assignment: Assignment) -> None:
         value = assignment.value
@@ -91,7 +91,8 @@ def output(key: str) -> Handler:
         if colon and kind in _FILES:
             draft.values[key] = Output(_FILES[kind], values.absolute_path(draft.text(path)))
         elif value in _STREAMS:
-            draft.values[key] = Output(_STREAMS[value])
+            of_input = value == "inherit" and key == "standard_output"
+            draft.values[key] = Output("journal" if of_input else _STREAMS[value])
         else:
             raise ValueError("is not supported, only journal, null, inherit, file:PATH, append:PATH and truncate:PATH")
 

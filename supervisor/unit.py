@@ -77,7 +77,10 @@ class ExitStatuses:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """Where a stream goes: `kind` is "journal", "null", "inherit", "file", "append" or "truncate"; `path` of a file."""
+    """Where a stream goes: `kind` is "journal", "null", "inherit", "file", "append" or "truncate"; `path` of a file.
+
+    Only StandardError= is "inherit": it goes where StandardOutput= does.
+    """
 
     kind: Literal["journal", "null", "inherit", "file", "append", "truncate"]
     path: str = ""

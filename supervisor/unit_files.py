@@ -180,15 +180,17 @@ class UnitFiles:
 
 
 def _specific(name: str) -> Iterator[str]:
-    """Names whose `.d` folders hold for a unit: itself, its template, its prefixes up to a dash, the longest first."""
+    """Names whose `.d` folders hold for a unit: itself, its template, its prefixes up to a dash, the longest first.
+
+    A prefix of an instance has that instance; one of a template is no template, as in systemd.
+    """
     parts = values.unit_name(name)
     yield name
     if parts.instance:
         yield from _specific(parts.template)
-    prefix = parts.prefix.removesuffix("-")
-    head, dash, _ = prefix.rpartition("-")
+    head, dash, _ = parts.prefix.removesuffix("-").rpartition("-")
     if dash:
-        instance = "" if parts.instance is None else f"@{parts.instance}"
+        instance = f"@{parts.instance}" if parts.instance else ""
         yield from _specific(f"{head}-{instance}{parts.suffix}")
 
 
@@ -220,13 +222,18 @@ def _is_masked(path: str) -> bool:
     )
 
 
+def _open(path: str, flags: int) -> int:
+    """A FIFO would hold up whoever opens it to read."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
 def read(path: str) -> bytes:
     """A unit's file, whose owner is root or this user, and which nobody else can write, nor any folder on its way.
 
     Raises UnitError.
     """
     try:
-        with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
+        with open(path, "rb", opener=_open) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise UnitError("this is no file", Origin(path, 1))

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import os
 import re
+import tempfile
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from osmoda.supervisor.environment import environment_of, expand
 from osmoda.supervisor.unit import Exec, ExitStatuses, Unit
 
 INFINITY = (1 << 64) - 1
@@ -144,4 +148,23 @@ def differences(
         added = {other for other in its - mine if not _IMPLICIT.fullmatch(other) and unit.name not in text_of(other)}
         if added:
             found.append(f"{name}: {sorted(added)} are in systemd only")
+    return found
+
+
+def differences_when_run(unit: Unit, text: str, said: bytes) -> list[str]:
+    """Sentences on arguments and variables; `text` is the file of variables, `said` what the unit's commands said."""
+    *words, rest = said.split(b"\0END\0", 1) if b"\0END\0" in said else (said,)
+    theirs = [os.fsdecode(word) for word in b"".join(words).split(b"\0")] if words else []
+    variables = dict(os.fsdecode(entry).partition("=")[::2] for entry in rest.split(b"\0") if entry.startswith(b"V_"))
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(text.encode())
+        file.flush()
+        (written,) = unit.environment_files
+        here = dataclasses.replace(unit, environment_files=(dataclasses.replace(written, path=file.name),))
+        environment = environment_of(here, {})
+    ours = {name: value for name, value in environment.items() if name.startswith("V_")}
+    arguments = expand(unit.exec_start[0], environment)[2:-1]
+    found = [] if variables == ours else [f"variables {ours!r}, under systemd {variables!r}, of {text!r}"]
+    if arguments != theirs:
+        found.append(f"arguments {arguments!r}, under systemd {theirs!r}, of {unit.exec_start[0].words!r}")
     return found

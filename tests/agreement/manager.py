@@ -11,14 +11,15 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tests.vm.supplies import Missing
 
-SECONDS = 240  # for all questions; they take 15
+FOLDER = "/agreement"
+SECONDS = 240  # for all questions; they take 20
 # What systemctl(1) show prints, with types. One line a unit, or an empty one where systemd takes the name for none.
 SCRIPT = """#!/bin/sh
 exec >/agreement/answers 2>/agreement/errors
@@ -27,8 +28,9 @@ call() { busctl --json=short call org.freedesktop.systemd1 "$@"; }
 while read -r name; do
     path=$(call /org/freedesktop/systemd1 org.freedesktop.systemd1.Manager LoadUnit s "$name" |
         sed 's/.*\\["\\(.*\\)"\\].*/\\1/')
-    if [ -n "$path" ]; then call "$path" org.freedesktop.DBus.Properties GetAll s ""; else echo; fi
+    if [ -z "$path" ] || ! call "$path" org.freedesktop.DBus.Properties GetAll s ""; then echo; fi
 done </agreement/names
+while read -r name; do systemctl start "$name"; done </agreement/starts
 echo done
 """
 ASKING = "agreement-ask.service"
@@ -45,22 +47,32 @@ ExecStopPost=/usr/bin/systemctl poweroff --force --force
 
 @dataclass(frozen=True)
 class Answers:
-    """Properties by the names that were asked for, and the kernel that systemd ran on."""
+    """Properties by the names that were asked for, what started units said, and the host that systemd ran on."""
 
     boot_id: str
     kernel_release: str
     hostname: str
     properties: dict[str, dict[str, Any]]
+    said: dict[str, bytes]
 
 
-def ask(root: Path, units: Path, names: Sequence[str]) -> Answers:
-    """What systemd makes of these units, whose files are in `units` or are its own."""
+def ask(
+    root: Path, units: Path, names: Sequence[str], starts: Sequence[str] = (), files: Mapping[str, str] | None = None
+) -> Answers:
+    """What systemd makes of these units, whose files are in `units` or are its own.
+
+    Those in `starts` are started, and find `files` in FOLDER; what they write to NAME.said there is handed back.
+    """
     nspawn = shutil.which("systemd-nspawn")
     if nspawn is None:
         raise Missing("systemd-nspawn is not installed; packaging/bootstrap test installs what is needed")
     with tempfile.TemporaryDirectory(prefix="osmoda-agreement-") as folder:
         there = Path(folder)
         (there / "names").write_text("".join(f"{name}\n" for name in names))
+        (there / "starts").write_text("".join(f"{name}\n" for name in starts))
+        for name, text in (files or {}).items():
+            (there / name).write_bytes(text.encode())
+        (there / "errors").touch()
         (there / "ask").write_text(SCRIPT)
         (there / ASKING).write_text(UNIT)
         command = [
@@ -80,11 +92,14 @@ def ask(root: Path, units: Path, names: Sequence[str]) -> Answers:
         answers = there / "answers"
         lines = answers.read_text().splitlines() if answers.exists() else []
         if len(lines) != len(names) + 4:
-            said = (there / "console").read_text(errors="replace")[-2000:]
-            raise Missing(f"systemd did not answer under systemd-nspawn: {said.strip() or 'nothing was said'}")
+            said = "".join((there / name).read_text(errors="replace")[-1000:] for name in ("console", "errors"))
+            raise Missing(
+                f"{len(lines)} lines of {len(names) + 4} came from systemd under systemd-nspawn: {said.strip()}"
+            )
         boot_id, release, hostname, *found = lines[:-1]
         properties = {name: _properties(line) for name, line in zip(names, found, strict=True) if line}
-        return Answers(boot_id.replace("-", ""), release, hostname, properties)
+        said = {path.name.removesuffix(".said"): path.read_bytes() for path in there.glob("*.said")}
+        return Answers(boot_id.replace("-", ""), release, hostname, properties, said)
 
 
 @contextlib.contextmanager
