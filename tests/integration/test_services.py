@@ -438,8 +438,9 @@ def test_notifications(world: World, tier: int, pool: int) -> None:
     assert [data for data, _, _ in found] == [b"READY=1\nSTATUS=one", b"STATUS=child", b"STOPPING=1"]
     assert [is_main for _, is_main, _ in found] == [True, False, True]
     assert not found[1][2]
-    # A flood is read little by little: all that was sent has come but for what was on its way at the end.
-    assert 300 < total <= 400
+    # A flood is read little by little: how much of it is not sent before its time, the length of the queue decides
+    # (net.unix.max_dgram_qlen), and what is left at the end is dropped.
+    assert 200 <= total <= 400
     assert most <= 200
     # What is too long is dropped, and descriptors are.
     assert dropped == [b"y" * 4096, b"FDSTORE=1", b"BARRIER=1"]
