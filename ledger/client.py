@@ -189,11 +189,12 @@ class Ledger:
                 self.hear()
 
     def flush(self, patience: float = PATIENCE) -> str:
-        """Wait for all that was submitted; why some of it is not on the ledger, or empty."""
+        """Wait for all that was submitted, `patience` seconds at most; why some of it is not on it, or empty."""
+        until = time.monotonic() + patience
         with self._state:
             tickets = tuple(self._pending.values())
         for ticket in tickets:
-            self.wait_for(ticket, patience)
+            self.wait_for(ticket, max(until - time.monotonic(), 0.0))
         return next((ticket.error for ticket in tickets if ticket.error), "")
 
     @property
