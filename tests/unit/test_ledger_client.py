@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -141,6 +142,27 @@ def test_a_service_that_does_not_answer_is_not_waited_for_for_ever(places, ledge
     later = ledger.submit("launch", {"n": 2})
     assert later.wait() == list(reading.events(str(places[0])))[-1].seq
     assert [event["n"] for event in events(places)][-1] == 2
+
+
+def test_a_forked_child_has_a_connection_of_its_own(places, ledger):
+    ledger.append("launch", {"n": 0})
+    waiting = ledger.submit("launch", {"n": 1})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # xdist has threads; the child calls nothing of theirs
+        pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            ledger.append("launch", {"n": 2})
+            status = 0
+        finally:
+            os._exit(status)
+    assert waiting.wait() == 3
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert ledger.append("launch", {"n": 3}) == 5
+    assert [event["n"] for event in events(places)] == [0, 1, 2, 3]
+    pids = [event.pid for event in reading.events(str(places[0]), 2)]
+    assert pids == [os.getpid(), os.getpid(), pid, os.getpid()]
 
 
 def test_many_that_need_it_at_once_start_one_service(places, ledger):
