@@ -78,7 +78,11 @@ class Feed:
         if session.ledger_noted > _PER_SECOND:
             return
         self._submit(
-            {"identity": session.identity, "agent": printable(session.agent or session.profile), **_clean(fields)}
+            {
+                "identity": session.identity,
+                "agent": printable(session.agent or session.profile.removesuffix(".toml")),
+                **_clean(fields),
+            }
         )
 
     def sum_up(self, session: Session) -> None:
