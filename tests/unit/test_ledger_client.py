@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from osmoda.host import paths
 from osmoda.ledger import client, folder, reading, record, verification
 from osmoda.ledger.client import Ledger, open_ledger
 from osmoda.ledger.errors import LedgerError
@@ -43,6 +44,16 @@ def test_without_a_ledger_there_is_none_and_nothing_is_made(places):
     assert open_ledger() is None
     assert not places[0].parent.exists()
     assert not places[1].parent.exists()
+
+
+def test_there_is_a_ledger_where_anything_bears_its_name(places):
+    """A link that leads nowhere is no reason to go without one."""
+    assert not paths.has_ledger()
+    places[0].parent.mkdir(parents=True)
+    places[0].symlink_to("nowhere")
+    assert paths.has_ledger()
+    with pytest.raises(LedgerError, match="not a directory"):
+        open_ledger()
 
 
 def test_an_event_is_on_the_ledger_when_append_returns(places, ledger):
