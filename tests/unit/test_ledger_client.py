@@ -10,11 +10,13 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from osmoda.host import paths
 from osmoda.ledger import client, folder, reading, record, verification
 from osmoda.ledger.client import Ledger, open_ledger
 from osmoda.ledger.errors import LedgerError
@@ -42,6 +44,16 @@ def test_without_a_ledger_there_is_none_and_nothing_is_made(places):
     assert open_ledger() is None
     assert not places[0].parent.exists()
     assert not places[1].parent.exists()
+
+
+def test_there_is_a_ledger_where_anything_bears_its_name(places):
+    """A link that leads nowhere is no reason to go without one."""
+    assert not paths.has_ledger()
+    places[0].parent.mkdir(parents=True)
+    places[0].symlink_to("nowhere")
+    assert paths.has_ledger()
+    with pytest.raises(LedgerError, match="not a directory"):
+        open_ledger()
 
 
 def test_an_event_is_on_the_ledger_when_append_returns(places, ledger):
@@ -141,6 +153,27 @@ def test_a_service_that_does_not_answer_is_not_waited_for_for_ever(places, ledge
     later = ledger.submit("launch", {"n": 2})
     assert later.wait() == list(reading.events(str(places[0])))[-1].seq
     assert [event["n"] for event in events(places)][-1] == 2
+
+
+def test_a_forked_child_has_a_connection_of_its_own(places, ledger):
+    ledger.append("launch", {"n": 0})
+    waiting = ledger.submit("launch", {"n": 1})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # xdist has threads; the child calls nothing of theirs
+        pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            ledger.append("launch", {"n": 2})
+            status = 0
+        finally:
+            os._exit(status)
+    assert waiting.wait() == 3
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert ledger.append("launch", {"n": 3}) == 5
+    assert [event["n"] for event in events(places)] == [0, 1, 2, 3]
+    pids = [event.pid for event in reading.events(str(places[0]), 2)]
+    assert pids == [os.getpid(), os.getpid(), pid, os.getpid()]
 
 
 def test_many_that_need_it_at_once_start_one_service(places, ledger):

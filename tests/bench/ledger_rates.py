@@ -1,6 +1,6 @@
 """The ledger: events a second from eight writers, beside plain SQLite with a commit each, and verified events a second.
 
-    python tests/bench/ledger.py --json ledger.json
+    python tests/bench/ledger_rates.py --json ledger.json
 
 "on their way" writers submit and wait later, as a gateway does; the others wait for each event before the next one.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import shutil
 import signal
 import sqlite3
@@ -141,15 +142,27 @@ def verified(top: Path, events: int, rounds: int) -> dict[str, float]:
             writer.append([Entry(0, 1, 7, start + number, "launch", body) for number in range(2000)])
             writer.rotate()
     rates: dict[int, list[float]] = {0: [], 1: []}
+    per_cpu = []
     for _ in range(rounds):
         for processes, one in rates.items():
-            began = time.monotonic()
+            began, used = time.monotonic(), cpu_seconds()
             report = verification.verify(str(ledger), processes=processes)
             one.append(report.events / (time.monotonic() - began))
+            per_cpu.append(report.events / (cpu_seconds() - used))
             if report.findings:
                 raise RuntimeError(f"the ledger does not verify: {report.findings[0].sentence()}")
     size = sum(path.stat().st_size for path in ledger.rglob("*"))
-    return {"all": statistics.median(rates[0]), "one": statistics.median(rates[1]), "bytes": size / events}
+    medians = {
+        "all": statistics.median(rates[0]),
+        "one": statistics.median(rates[1]),
+        "cpu": statistics.median(per_cpu),
+    }
+    return medians | {"bytes": size / events}
+
+
+def cpu_seconds() -> float:
+    """Of this process and of those that it has waited for."""
+    return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
 
 
 def bench(who: str, rounds: int = 3, seconds: float = 2.0, events: int = 1_000_000) -> tuple[list[Row], dict[str, Any]]:
@@ -170,6 +183,7 @@ def bench(who: str, rounds: int = 3, seconds: float = 2.0, events: int = 1_000_0
         row(f"ledger: appended, {WRITERS} writers, one by one", writing["one by one"], None, peer),
         row("ledger: verified, all cores", reading["all"], TARGETS["verify"]),
         row("ledger: verified, one core", reading["one"], None),
+        row("ledger: verified, by a second of CPU", reading["cpu"], None),
         Row("ledger: size of an event", who, f"{reading['bytes']:.0f} B", "", None, None, None, "B", reading["bytes"]),
     ]
     return lines, {"append": writing, "verify": reading}
