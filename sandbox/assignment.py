@@ -129,6 +129,9 @@ def take(channel: _socket.socket, room: bytearray) -> Assignment | None:
         posix.close(long)
     else:
         values = marshal.loads(room)
+    for fd in more:
+        if posix.fstat(fd).st_mode & 0o170000 != 0o140000:
+            raise OSError(22, "what was passed on beside the streams is no socket")  # see listeners.py
     for fd, name in enumerate(("stdin", "stdout", "stderr")):
         if posix.fstat(fd).st_mode & 0o170000 == 0o040000:
             # The caller was to refuse it (launch._refuse_directories): CVE-2024-21626.

@@ -66,6 +66,15 @@ class Life:
             for fd in given.sockets:
                 posix.close(fd)
 
+    def end(self) -> None:
+        """This process ends of an error: in tier 0 what was started would stay."""
+        try:
+            while posix.getpid() != 1:
+                signal_all(_SIGKILL)
+                posix.waitpid(-1, 0)
+        except ChildProcessError:
+            return
+
     def attend(self, main: int, control: _socket.socket) -> NoReturn:
         """Reap, say what ends, do as told; when nothing is left, wait for the parent to end this process."""
         # All signals are blocked here, so that none is lost between two waits; anyone inside may send these two, which
@@ -85,10 +94,10 @@ class Life:
                         break
                     if pid == main:
                         end = marshal.dumps((status, user, system, peak))
-                        control.send(b"M" + end)
+                        _tell(control, b"M" + end)
                         ending = ending or not self._holds
             except ChildProcessError:
-                control.send(b"S" + end)
+                _tell(control, b"S" + end)
                 while _order(control) not in (b"", b"K"):
                     continue  # orders that came too late
                 posix._exit(0)
@@ -100,6 +109,13 @@ class Life:
             if ending:
                 signal_all(_SIGKILL)
             _signal.sigwait(_WAKING)
+
+
+def _tell(control: _socket.socket, message: bytes) -> None:
+    try:
+        control.send(message)
+    except OSError:
+        return  # the parent was killed: the next order is the end of file
 
 
 def _order(control: _socket.socket, flags: int = 0) -> bytes:

@@ -164,7 +164,11 @@ def enter(
     except BaseException as error:
         _report(control, step, 0, f"{type(error).__name__}: {error}")
     finally:
-        posix._exit(125)
+        try:
+            if life is not None:
+                life.end()
+        finally:
+            posix._exit(125)
 
 
 def _lower_open_files() -> None:

@@ -160,9 +160,9 @@ class Watched:
                 return
 
     def order(self, message: bytes) -> bool:
-        """Tell the first process of a supervised sandbox what to do; false when it has ended."""
+        """Tell the first process of a supervised sandbox what to do; false when it has ended, or does not listen."""
         try:
-            self.launched.control.send(message)
+            self.launched.control.send(message, _socket.MSG_DONTWAIT)
         except OSError:
             return False
         return True

@@ -97,7 +97,7 @@ class Running:
             except BlockingIOError:
                 break
             except ConnectionResetError:
-                data, descriptors = b"", []
+                continue  # it ended without having heard all that it was told; what it said last still waits
             except OSError as error:
                 if error.errno != errno.EMFILE:
                     raise
@@ -127,7 +127,9 @@ class Running:
         if kind == "started":
             if self._notifications is not None:
                 self._notifications.listen(values[0])
-            self._service.refill()
+            with contextlib.suppress(SandboxError, OSError):
+                # What cannot be built now is built when it is wanted, and says then what is in the way.
+                self._service.refill()
             return Started(*values)
         if kind == "main":
             code = os.waitstatus_to_exitcode(values[0])
@@ -197,7 +199,7 @@ class Running:
     def _say(self, message: bytes) -> None:
         if not self._over:
             try:
-                self._answer.send(message)
+                self._answer.send(message, socket.MSG_DONTWAIT)
             except OSError:
                 return  # it has ended, and its answer waits to be read
 

@@ -84,7 +84,9 @@ class Service:
         self.agent = opening.agent_name(agent, profile.file)
         self.pool = pool
         self.launcher = launcher
-        self._asked = workspace
+        # From here on the place is this one, wherever the program goes.
+        self._asked = os.path.abspath(workspace) if workspace else ""
+        self._here = os.getcwd()
         self._waiting: deque[Running] = deque()
         self._witness: Witness | None = None
         self._closed = False
@@ -96,7 +98,8 @@ class Service:
         self.plan: Plan = compile_profile(self.profile, features.probe())
         if self.pool:
             refuse_unfit(self.plan)
-        self.workspace = place.workspace(self.plan, self._asked)
+        asked = self._asked or (self._here if self.plan.tier and self.plan.workspace != "none" else "")
+        self.workspace = place.workspace(self.plan, asked)
         self._build_for(self._notify, self._tcp)
         if self._witness is not None:
             self._witness.close()
@@ -107,7 +110,7 @@ class Service:
         self._drop()
         plan = self.plan
         if plan.tier:
-            plan = supervised.with_notify(plan) if notify else plan
+            plan = supervised.with_notify(plan, self.profile.origin("network", "families")) if notify else plan
             plan = supervised.with_tcp_listeners(plan) if tcp else plan
         self._notify, self._tcp = notify, tcp
         self._built = plan

@@ -25,18 +25,17 @@ _MSG_FASTOPEN = 0x20000000
 _FLAGS_AT = {"sendto": 3, "sendmsg": 2, "sendmmsg": 3}  # the argument that holds MSG_*
 
 
-def with_notify(plan: Plan) -> Plan:
+def with_notify(plan: Plan, families: str) -> Plan:
     """`plan` with a socket for notifications and NOTIFY_SOCKET, which names it; of tier 1 or 2.
 
-    Raises LaunchError where the plan lets no program make the socket that it would send from.
+    `families` is the line that lists socket families. Raises LaunchError where the plan lets no program make the socket
+    that it would send from.
     """
-    seccomp = _filter(plan)
-    asked = Filter(seccomp, plan.tier)
+    asked = Filter(_filter(plan), plan.tier)
     if asked.answer("socket", asked.machine, (FAMILIES["unix"], _DGRAM, 0)) != bpf.ALLOW:
         raise LaunchError(
-            f"{plan.name}: notifications (Type=notify, WatchdogSec=) go through a unix socket, and the program may not "
-            f'make one: network.families would have to name "unix", which tier 1 can and tier 2 cannot '
-            f"(the filter is of {seccomp.origin})"
+            f"{plan.name}: notifications (Type=notify, WatchdogSec=) go through a unix socket, and network.families "
+            f'({families}) has no "unix", which tier 1 can add and tier 2 cannot'
         )
     operations = list(plan.operations)
     kinds = [type(operation) for operation in operations]

@@ -44,8 +44,12 @@ class Agents(Protocol):
     async def stop(self, name: str) -> None:
         """End an agent, and cancel what the engine would restart; return when no process of it is left.
 
-        Does nothing when it does not run, and when there is no such unit.
+        Does nothing when it does not run, and when there is no such unit. Until `start` or `release` only `start`
+        starts it again.
         """
+
+    def release(self, name: str) -> None:
+        """From now on others may start the agent, too; from `stop` to `start` or this nobody else may."""
 
     async def condition(self, name: str) -> Condition:
         """How it is now. An agent that is not known does not run."""

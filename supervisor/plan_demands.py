@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from osmoda.sandbox import bpf
@@ -41,6 +42,10 @@ type Demand = Callable[[Built], str]
 
 def _the[T: Operation](plan: Plan, kind: type[T]) -> T | None:
     return next((operation for operation in plan if isinstance(operation, kind)), None)
+
+
+# A unit asks about many calls of one filter.
+_decoded = lru_cache(maxsize=8)(bpf.decode)
 
 
 def _nothing(plan: Plan, what: str) -> str:
@@ -143,7 +148,7 @@ def only_native_calls(built: Built) -> str:
         return _nothing(built.plan, "filter of system calls")
     here = AUDIT_ARCH[os.uname().machine]
     foreign = (_I386, _ARM, *(number for number in AUDIT_ARCH.values() if number != here))
-    program = bpf.decode(found.program)
+    program = _decoded(found.program)
     asked = [(1, arch) for arch in foreign]
     if here == AUDIT_ARCH["x86_64"]:
         asked.append((_X32, here))
@@ -172,7 +177,7 @@ def _let_through(plan: Plan, name: str, arguments: tuple[int, ...] = ()) -> bool
         return True
     if name not in KNOWN[machine]:
         return False  # this machine has no such call
-    program, number, arch = bpf.decode(found.program), KNOWN[machine][name], AUDIT_ARCH[machine]
+    program, number, arch = _decoded(found.program), KNOWN[machine][name], AUDIT_ARCH[machine]
     return bpf.run(program, nr=number, arch=arch, args=arguments) == bpf.ALLOW
 
 

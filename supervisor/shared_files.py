@@ -7,6 +7,7 @@ of the rest of the file system. For an ordinary user the kernel does not say whi
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Self
@@ -25,8 +26,7 @@ if TYPE_CHECKING:
 MOST_FOLDERS = 4096
 """Folders that are marked at most, in all shared trees together."""
 
-_READ = 1 << 16  # bytes of events a read
-_MOST_READS = 16  # of one call of `changes`: who asks has other things to do
+_READ = 1 << 14  # bytes of events that one call of `changes` takes: who asks has other things to do
 
 type Operation = Literal["create", "write", "delete", "rename", "overflow", "unwatched"]
 
@@ -49,6 +49,17 @@ class Change:
     pidfd: int
 
 
+def _group(flags: int) -> int:
+    """A group that says who it was, which it does for root only, and since Linux 5.15."""
+    if os.geteuid() == 0:
+        try:
+            return syscalls.fanotify_init(flags | syscalls.FAN_REPORT_PIDFD)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+    return syscalls.fanotify_init(flags)
+
+
 class SharedFiles:
     """Marks on trees; a context manager. `watch` says which, `changes` what has happened in them."""
 
@@ -59,8 +70,7 @@ class SharedFiles:
         self._moves = FAN_RENAME
         self._unwatched: list[Change] = []
         try:
-            # What tells who it was is for root alone.
-            self._group = syscalls.fanotify_init(flags | (syscalls.FAN_REPORT_PIDFD if os.geteuid() == 0 else 0))
+            self._group = _group(flags)
         except OSError as error:
             raise SupervisorError(f"what is done in shared directories cannot be followed: {error}") from None
 
@@ -84,18 +94,17 @@ class SharedFiles:
     def changes(self) -> Iterator[Change]:
         """What has happened since; never blocks. More may be left: then `fileno` is readable still."""
         yield from self._told()
-        for _ in range(_MOST_READS):
+        try:
+            data = os.read(self._group, _READ)
+        except BlockingIOError:
+            return
+        for event in file_events.parse(data):
             try:
-                data = os.read(self._group, _READ)
-            except BlockingIOError:
-                return
-            for event in file_events.parse(data):
-                try:
-                    yield from self._changes(event)
-                finally:
-                    if event.pidfd >= 0:
-                        os.close(event.pidfd)
-                yield from self._told()
+                yield from self._changes(event)
+            finally:
+                if event.pidfd >= 0:
+                    os.close(event.pidfd)
+            yield from self._told()
 
     def _told(self) -> Iterator[Change]:
         told, self._unwatched = self._unwatched, []
@@ -199,7 +208,7 @@ class SharedFiles:
         try:
             syscalls.fanotify_mark(self._group, flags, WATCHED | self._moves, name)
         except OSError as error:
-            if error.errno != 22 or self._moves != FAN_RENAME:  # EINVAL: a kernel that does not know FAN_RENAME
+            if error.errno != errno.EINVAL or self._moves != FAN_RENAME:  # a kernel that does not know FAN_RENAME
                 raise
             self._moves = FAN_MOVED_FROM | FAN_MOVED_TO
             syscalls.fanotify_mark(self._group, flags, WATCHED | self._moves, name)

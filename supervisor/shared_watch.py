@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import select
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from osmoda.supervisor import sharing
@@ -19,6 +20,26 @@ if TYPE_CHECKING:
     from osmoda.supervisor.supervised import Supervised
 
 _MOST_PARENTS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class _Running:
+    """The agents that run: by their main processes, by their pid namespaces; and the daemon's own namespace."""
+
+    mains: Mapping[int, str]
+    spaces: Mapping[int, str]
+    own: int
+
+    def agent_of(self, change: Change) -> str:
+        """The agent whose process it was; empty where that is not certain."""
+        if change.pidfd < 0:
+            return ""
+        space = _pid_namespace(change.pid)
+        found = self.spaces.get(space, "")
+        if space and space == self.own:
+            found = _descendant_of(change.pid, self.mains)
+        # Had it ended, the number could be another's by now.
+        return "" if _has_ended(change.pidfd) else found
 
 
 class SharedWatch:
@@ -51,7 +72,7 @@ class SharedWatch:
 
     def _grants(self) -> list[sharing.Grants]:
         return [
-            sharing.grants_of(name, held.prepared.confined)
+            sharing.grants_of(name.removesuffix(".service"), held.prepared.confined)
             for name, held in self._units.items()
             if held.prepared is not None
         ]
@@ -59,14 +80,26 @@ class SharedWatch:
     def _heard(self) -> None:
         assert self._files is not None
         grants = self._grants()
+        running = self._running()
         for change in self._files.changes():
             if change.operation in ("overflow", "unwatched"):
                 lost = "events were lost" if change.operation == "overflow" else f"{change.path} is not followed"
                 self._say(f"the record of shared directories has a gap: {lost}")
-            self._acts.after("file", self._fields(change, grants))
+            self._acts.after("file", self._fields(change, grants, running))
 
-    def _fields(self, change: Change, grants: Iterable[sharing.Grants]) -> dict[str, object]:
-        agent = self._who(change)
+    def _running(self) -> _Running:
+        mains = {
+            held.machine.main_pid: name.removesuffix(".service")
+            for name, held in self._units.items()
+            if held.machine.main_pid
+        }
+        spaces = {_pid_namespace(pid): name for pid, name in mains.items()}
+        # Without a sandbox a program is in the daemon's own namespace.
+        own = _pid_namespace(os.getpid())
+        return _Running(mains, {space: name for space, name in spaces.items() if space not in (0, own)}, own)
+
+    def _fields(self, change: Change, grants: Iterable[sharing.Grants], running: _Running) -> dict[str, object]:
+        agent = running.agent_of(change)
         fields: dict[str, object] = {
             "operation": change.operation,
             "path": change.path,
@@ -80,18 +113,6 @@ class SharedWatch:
             # Who it was has ended before it could be asked, or is not told to an ordinary user.
             fields["writers"] = list(sharing.writers(grants, change.path))
         return fields
-
-    def _who(self, change: Change) -> str:
-        """The agent whose process it was; empty where that is not certain."""
-        if not change.pid:
-            return ""
-        running = {name: held.machine.main_pid for name, held in self._units.items() if held.machine.main_pid}
-        namespace = _pid_namespace(change.pid)
-        found = next((name for name, pid in running.items() if namespace and _pid_namespace(pid) == namespace), "")
-        if namespace and namespace == _pid_namespace(os.getpid()):
-            found = _descendant_of(change.pid, running)
-        # Had it ended, the number could be another's by now.
-        return found if change.pidfd < 0 or not _has_ended(change.pidfd) else ""
 
     def close(self) -> None:
         """Let go of the directories."""
@@ -109,9 +130,8 @@ def _pid_namespace(pid: int) -> int:
         return 0
 
 
-def _descendant_of(pid: int, running: Mapping[str, int]) -> str:
+def _descendant_of(pid: int, mains: Mapping[int, str]) -> str:
     """The agent, of those without a sandbox, whose main process `pid` is or descends from."""
-    mains = {main: name for name, main in running.items()}
     for _ in range(_MOST_PARENTS):
         if pid in mains:
             return mains[pid]

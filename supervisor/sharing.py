@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import posixpath
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from osmoda.sandbox.granted_paths import within
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from osmoda.supervisor.confinement import Confined
 
@@ -33,21 +34,30 @@ def grants_of(agent: str, confined: Confined) -> Grants:
 
 def shared(agents: Sequence[Grants]) -> tuple[str, ...]:
     """The trees that one agent writes and another one sees, sorted; of two that lie in each other the outer one."""
-    found: set[str] = set()
-    for one in agents:
-        for other in agents:
-            if one is not other:
-                found.update(_common(one.write, (*other.read, *other.write)))
-    return tuple(sorted(path for path in found if not any(path != tree and within(path, tree) for tree in found)))
+    written = _by_path((path, one.agent) for one in agents for path in one.write)
+    seen = _by_path((path, one.agent) for one in agents for path in (*one.read, *one.write))
+    found = {path for path, readers in seen.items() if _others(path, readers, written)}
+    found |= {path for path, authors in written.items() if _others(path, authors, seen)}
+    return tuple(sorted(path for path in found if not any(tree in found for tree in _around(path))))
 
 
-def _common(written: Iterable[str], seen: Sequence[str]) -> Iterable[str]:
-    for path in written:
-        for tree in seen:
-            if within(path, tree):
-                yield path
-            elif within(tree, path):
-                yield tree
+def _by_path(pairs: Iterable[tuple[str, str]]) -> Mapping[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for path, agent in pairs:
+        found.setdefault(path, set()).add(agent)
+    return found
+
+
+def _others(path: str, agents: set[str], grants: Mapping[str, set[str]]) -> bool:
+    """Whether somebody else than one of `agents` alone has a grant at `path` or around it."""
+    return any(len(agents | grants.get(tree, set())) > 1 and grants.get(tree) for tree in (path, *_around(path)))
+
+
+def _around(path: str) -> Iterator[str]:
+    """The folders that `path` lies in, from the innermost to the root."""
+    while path != "/":
+        path = posixpath.dirname(path)
+        yield path
 
 
 def writers(agents: Iterable[Grants], path: str) -> tuple[str, ...]:

@@ -64,6 +64,10 @@ class Supervised:
         self.since = time.time()
         """When its state became what it is, in seconds since the epoch."""
         self.last_problem = ""
+        self.stops = 0
+        """How often somebody has asked for its end: whoever is about to start it looks whether that has changed."""
+        self.last_warning = ""
+        """The last that its log was told of it and that is no mere note."""
         self.denials: deque[Denial] = deque(maxlen=_KEPT_DENIALS)
         self.identity = ""
         """Its sandbox, as `osmoda-sandbox ps` names it."""
@@ -155,7 +159,7 @@ class Supervised:
                     self._call_off(slot)
             case Say(text, level):
                 if level <= 4:
-                    self.last_problem = text
+                    self.last_problem = self.last_warning = text
                 self.outlet.say(text, level)
             case Done():
                 if command.job == "start" and not command.ok:

@@ -96,6 +96,8 @@ class SmallEngine:
             await asyncio.gather(agent.task, return_exceptions=True)
             self._tell(name)
 
+    def release(self, name: str) -> None: ...
+
     async def close(self) -> None:
         for name in tuple(self.agents):
             await self.stop(name)

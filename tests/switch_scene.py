@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from osmoda.supervisor.switch import place, tree
-from osmoda.supervisor.switch.driver import Switches, Wanted
+from osmoda.supervisor.switch.driver import Proposed, Switches
 from osmoda.supervisor.switch.phases import Command
 from osmoda.supervisor.switch.record import Record, Terms
 from osmoda.supervisor.switch.store import Content, Store
@@ -174,8 +174,8 @@ async def autostart(store: Store, agents: PlainAgents, switches: Switches) -> No
 
 
 async def switch(scene: Scene, switches: Switches, what: Mapping[str, Any]) -> None:
-    wanted = Wanted(NAME, scene.content(scene.code / str(what["code"])), snapshot=bool(what.get("snapshot")))
-    record = await switches.begin([wanted], Terms(float(what.get("seconds", 600))))
+    proposed = Proposed(NAME, scene.content(scene.code / str(what["code"])), snapshot=bool(what.get("snapshot")))
+    record = await switches.begin([proposed], Terms(float(what.get("seconds", 600))))
     record = await switches.settled(record.number)
     if what["then"] == "commit":
         await switches.commit(NAME)

@@ -16,7 +16,7 @@ from osmoda.supervisor.confinement import confine
 from osmoda.supervisor.errors import UnitError
 from osmoda.supervisor.loading import Loader
 from osmoda.supervisor.switch import place
-from osmoda.supervisor.switch.driver import Wanted
+from osmoda.supervisor.switch.driver import Proposed
 from osmoda.supervisor.switch.errors import SwitchError
 from osmoda.supervisor.switch.store import DROP_IN, Content, check_name
 
@@ -59,14 +59,14 @@ class _Parts:
     code: str | None
 
 
-def wanted(asked: Asked, store: Store, search: Sequence[str]) -> Wanted:
+def proposed(asked: Asked, store: Store, search: Sequence[str]) -> Proposed:
     """What the driver is to switch to. `search` is where installed units are looked for.
 
     Raises SwitchError, UnitError with the line that is wrong.
     """
     name = check_name(asked.name)
     if asked.to is not None:
-        return Wanted(name, asked.to, snapshot=asked.snapshot)
+        return Proposed(name, asked.to, snapshot=asked.snapshot)
     current = store.current(name)
     baseline: Content | None = None
     if current is not None:
@@ -85,7 +85,7 @@ def wanted(asked: Asked, store: Store, search: Sequence[str]) -> Wanted:
     unit = _read(name, files, profile, search, asked.unit, confined=True)
     _refuse_own_writes(unit, profile, at)
     content = Content(files, profile, code, _place(unit, code, asked.unit or f"{name}.service"), asked.note)
-    return Wanted(name, content, baseline=baseline, snapshot=asked.snapshot)
+    return Proposed(name, content, baseline=baseline, snapshot=asked.snapshot)
 
 
 def written(profile: str) -> Sequence[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tomllib
 from typing import TYPE_CHECKING, Any
 
 import shtab
@@ -113,6 +112,7 @@ def _add_begin(actions: Any) -> None:
     begin.add_argument("--note", default="", metavar="TEXT", help="what `list` says of it")
     begin.add_argument("--system", type=int, metavar="N", help="switch this NixOS system to its generation N as well")
     completes_files(begin.add_argument("--from", dest="plan", metavar="FILE", help="a file that says all of this"))
+    begin.add_argument("--max-size", metavar="SIZE", help="the most that the code may have (default: 8G)")
     begin.add_argument("--wait", action="store_true", help="wait for the end of the probation; exit code 1 if it fails")
     _add_terms(begin)
 
@@ -181,7 +181,13 @@ def _begin(options: argparse.Namespace) -> int:
     system = options.system if options.system is not None else given.get("system")
     if not agents and system is None:
         raise UsageError("which agent? for instance: osmoda-watch switch begin research --code ./build")
-    return _send(options, {"agents": agents, "system": system, "wait": options.wait, **_terms(options, given)})
+    begin = {"agents": agents, "system": system, "wait": options.wait, **_terms(options, given)}
+    if options.max_size is not None:
+        try:
+            begin["max_size"] = values.size(options.max_size)
+        except ValueError as error:
+            raise UsageError(f"--max-size {options.max_size} {error}") from None
+    return _send(options, begin)
 
 
 def _send(options: argparse.Namespace, begin: Mapping[str, Any]) -> int:
@@ -189,6 +195,8 @@ def _send(options: argparse.Namespace, begin: Mapping[str, Any]) -> int:
 
 
 def _plan(path: str) -> dict[str, Any]:
+    import tomllib
+
     try:
         with open(path, "rb") as file:
             found = tomllib.load(file)
@@ -218,9 +226,9 @@ def _rollback(options: argparse.Namespace) -> int:
 
 def _last_good(name: str) -> int:
     """The newest generation before the current one that was not rolled back."""
-    from osmoda.supervisor.switch import verbs
+    from osmoda.supervisor.switch import views
 
-    found = verbs.generations([name])
+    found = views.generations([name])
     current = next((one["generation"] for one in found if one["current"]), 0)
     good = [one["generation"] for one in found if one["generation"] < current and one["verdict"] != "rolled-back"]
     if not good:
@@ -247,7 +255,7 @@ def _tell(options: argparse.Namespace, answer: Mapping[str, Any]) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
-    from osmoda.supervisor.switch import verbs
+    from osmoda.supervisor.switch import views
 
     try:
         live = control_client.ask("switch-status")["switches"]
@@ -255,7 +263,7 @@ def _status(options: argparse.Namespace) -> int:
         live = []
     driven = {one["switch"]: one for one in live}
     latest: dict[str, dict[str, Any]] = {}
-    for one in (driven.get(one["switch"], one) for one in verbs.records()):
+    for one in (driven.get(one["switch"], one) for one in views.records()):
         for member in one["members"]:
             latest[member["name"]] = one
     names = [name.removesuffix(".service") for name in options.agents] or [*latest]
@@ -274,9 +282,9 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _list(options: argparse.Namespace) -> int:
-    from osmoda.supervisor.switch import verbs
+    from osmoda.supervisor.switch import views
 
-    found = verbs.generations(options.agents)
+    found = views.generations(options.agents)
     if options.json:
         print(json.dumps(found, indent=2))
     else:
@@ -287,10 +295,10 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _history(options: argparse.Namespace) -> int:
-    from osmoda.supervisor.switch import verbs
+    from osmoda.supervisor.switch import views
 
     names = {name.removesuffix(".service") for name in options.agents}
-    found = [one for one in verbs.records() if not names or any(_has(one, name) for name in names)]
+    found = [one for one in views.records() if not names or any(_has(one, name) for name in names)]
     if options.json:
         print(json.dumps(found, indent=2))
     else:

@@ -16,9 +16,10 @@ from osmoda.supervisor.switch import tree
 from osmoda.supervisor.switch.errors import SwitchError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
 _INDEX = "index.json"
+_ALL = tree.Bounds(1 << 62, 1 << 62)
 
 
 def folders(written: Iterable[str]) -> list[str]:
@@ -40,18 +41,19 @@ def folders(written: Iterable[str]) -> list[str]:
     return found
 
 
-def snapshot(target: str, switch: int, trees: Iterable[str], bounds: tree.Bounds) -> None:
+def snapshot(target: str, switch: int, trees: Sequence[str]) -> None:
     """Copy `trees` to the folder `target`, in the place of an older copy. Raises OSError, SwitchError."""
     if _index(target, switch) is not None:
         return
     partial = f"{target}.partial"
     tree.remove(partial)
     tree.remove(target)
+    tree.require_room(os.path.dirname(target), sum(tree.measure(path, _ALL) for path in trees), "the data")
     try:
         os.mkdir(partial, 0o700)
         kept = []
         for number, path in enumerate(trees):
-            tree.copy(path, os.path.join(partial, str(number)), bounds, sealed=False)
+            tree.copy(path, os.path.join(partial, str(number)), _ALL, sealed=False)
             kept.append(path)
         with open(os.path.join(partial, _INDEX), "x", encoding="utf-8") as file:
             json.dump({"switch": switch, "trees": kept}, file)
@@ -82,7 +84,7 @@ def restore(target: str, switch: int) -> list[str]:
             if not os.path.lexists(coming):
                 tree.remove(f"{coming}.partial")
                 copied = os.path.join(target, str(number))
-                tree.copy(copied, f"{coming}.partial", tree.Bounds(1 << 62, 1 << 62), sealed=False)
+                tree.copy(copied, f"{coming}.partial", _ALL, sealed=False)
                 os.rename(f"{coming}.partial", coming)
             if os.path.lexists(path):
                 os.rename(path, aside)

@@ -11,7 +11,7 @@ import contextlib
 import os
 import time
 from collections import deque
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from osmoda.ledger.errors import LedgerError
@@ -20,7 +20,7 @@ from osmoda.supervisor.switch import phases, place, tree
 from osmoda.supervisor.switch.effects import Effects, in_thread
 from osmoda.supervisor.switch.errors import SwitchError
 from osmoda.supervisor.switch.members import NixosSystem
-from osmoda.supervisor.switch.record import Member, Moment, Record, Records, Terms
+from osmoda.supervisor.switch.record import MOST_MEMBERS, Member, Moment, Record, Records, Terms, moment
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
@@ -32,35 +32,22 @@ if TYPE_CHECKING:
     from osmoda.supervisor.switch.members import Generations
     from osmoda.supervisor.switch.store import Content, Generation, Store
 
+_RECOVERY = 30.0  # seconds that others wait for the recovery
 _LOOK_AGAIN = 10.0  # seconds after which agents are asked for their condition, whatever they have said meanwhile
 
 
-def moment() -> Moment:
-    """Now."""
-    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-        boot = file.read().strip()
-    return Moment(time.time(), time.clock_gettime(time.CLOCK_BOOTTIME), boot)
-
-
-class Wanted:
-    """An agent that is to be switched: to a generation made from `content`, or to one that is there already.
+@dataclass(frozen=True, slots=True)
+class Proposed:
+    """An agent that is to be switched: to a generation made from `to`, or to the one of that number.
 
     `baseline` is what it runs from now, where it has no generation yet; `snapshot`: its data is copied, and put back
     with the old generation.
     """
 
-    def __init__(
-        self,
-        name: str,
-        to: Content | int,
-        *,
-        baseline: Content | None = None,
-        snapshot: bool = False,
-    ) -> None:
-        self.name = name
-        self.to = to
-        self.baseline = baseline
-        self.snapshot = snapshot
+    name: str
+    to: Content | int
+    baseline: Content | None = None
+    snapshot: bool = False
 
 
 class _Live:
@@ -111,7 +98,6 @@ class Switches:
         written: Callable[[str], Sequence[str]],
         *,
         nixos: Generations | None = None,
-        bounds: tree.Bounds | None = None,
         reading: asyncio.Lock | None = None,
         observer: Callable[[str, Record, phases.Command], None] = lambda *_: None,
     ) -> None:
@@ -120,11 +106,8 @@ class Switches:
         self._agents = agents
         self._open_ledger = open_ledger
         self._nixos = nixos or NixosSystem()
-        self._bounds = bounds or tree.Bounds()
         self.reading = reading or asyncio.Lock()
-        self._effects = Effects(
-            store, self.records, agents, self._nixos, open_ledger, written, self._bounds, self.reading
-        )
+        self._effects = Effects(store, self.records, agents, self._nixos, open_ledger, written, self.reading)
         self._observer = observer
         self._live: dict[int, _Live] = {}
         self._beginning = asyncio.Lock()
@@ -145,30 +128,51 @@ class Switches:
 
     # --- what is asked for ---
 
-    async def recover(self) -> None:
-        """Take up what a process before this one has left, before agents are started. Waits until each is settled."""
+    async def recover(self) -> list[str]:
+        """Take up what a process before this one has left, before agents are started.
+
+        Waits until each is settled, but not for long: other agents want to be started. What cannot be taken up, since
+        it cannot be read, is told in sentences.
+        """
+        problems = []
         async with self._beginning:
-            await in_thread(self.store.clean)
-            for record in await in_thread(self.records.unfinished):
-                self._drive(phases.Switch.resume(record, moment()))
-        await asyncio.gather(*(self.settled(number) for number in tuple(self._live)))
+            try:
+                await in_thread(self.store.clean)
+            except OSError as error:
+                problems.append(f"what a killed daemon has left half made stays there: {_words(error)}")
+            for number in self.records.numbers():
+                try:
+                    record = await in_thread(self.records.load, number)
+                except SwitchError as error:
+                    problems.append(str(error))
+                    continue
+                if not record.finished or record.untold:
+                    self._drive(phases.Switch.resume(record, moment()))
+        waits = [asyncio.create_task(self.settled(number)) for number in tuple(self._live)]
+        if waits:
+            _, late = await asyncio.wait(waits, timeout=_RECOVERY)
+            for one in late:
+                one.cancel()
+        return problems
 
     async def begin(
         self,
-        wanted: Sequence[Wanted],
+        proposed: Sequence[Proposed],
         terms: Terms,
         *,
         system: int | None = None,
         keep: int = 5,
         keep_seconds: float = 0.0,
-        reason: str = "",
+        bounds: tree.Bounds | None = None,
     ) -> Record:
         """Make the generations that are missing, and begin to switch; the record of the switch. Raises SwitchError.
 
         Returns when it has begun, which `settled` waits for the outcome of.
         """
         async with self._beginning:
-            names = [one.name for one in wanted]
+            names = [one.name for one in proposed]
+            if len(names) > MOST_MEMBERS:
+                raise SwitchError(f"at most {MOST_MEMBERS} agents are switched together, not {len(names)}")
             if len({*names}) != len(names):
                 raise SwitchError("an agent takes part in a switch once")
             for name in names:
@@ -178,20 +182,21 @@ class Switches:
             await in_thread(self._require_ledger)
             made: list[Generation] = []
             try:
-                members = [await self._member(one, made) for one in wanted]
+                members = [await self._member(one, made, bounds or tree.Bounds()) for one in proposed]
                 if system is not None:
                     await in_thread(self._nixos.verify, system)
                     members.append(Member("nixos", "system", self._nixos.current(), system))
                 now = moment()
-                record = Record(
-                    0, tuple(members), terms, "staged", now, now, reason, keep=keep, keep_seconds=keep_seconds
-                )
+                record = Record(0, tuple(members), terms, "staged", now, now, keep=keep, keep_seconds=keep_seconds)
                 number = max(self.records.numbers(), default=0) + 1
                 record = replace(record, untold=({**record.entry(), "switch": number},))
                 record = await in_thread(self.records.create, record)
-            except BaseException:
+            except BaseException as error:
                 for generation in made:
-                    await in_thread(tree.remove, generation.directory)
+                    with contextlib.suppress(OSError):  # it is complete, and stays until it is pruned
+                        await in_thread(tree.remove, generation.directory)
+                if isinstance(error, OSError):
+                    raise SwitchError(f"nothing is switched: {_words(error)}") from None
                 raise
             self._drive(phases.Switch.begin(record))
             return record
@@ -251,12 +256,12 @@ class Switches:
         if ledger is not None:
             ledger.close()
 
-    async def _member(self, one: Wanted, made: list[Generation]) -> Member:
+    async def _member(self, one: Proposed, made: list[Generation], bounds: tree.Bounds) -> Member:
         now = time.time()
         before = self.store.current(one.name)
         if before is None and one.baseline is not None:
             await self._require_place(one.baseline.place)
-            baseline = await in_thread(self.store.stage, one.name, one.baseline, now, self._bounds)
+            baseline = await in_thread(self.store.stage, one.name, one.baseline, now, bounds)
             made.append(baseline)
             before = baseline.number
         if isinstance(one.to, int):
@@ -265,7 +270,7 @@ class Switches:
                 raise SwitchError(f"generation {one.to} of {one.name} is the current one already")
         else:
             await self._require_place(one.to.place)
-            after = await in_thread(self.store.stage, one.name, one.to, now, self._bounds)
+            after = await in_thread(self.store.stage, one.name, one.to, now, bounds)
             made.append(after)
         old = await in_thread(self.store.generation, one.name, before) if before is not None else None
         if old is not None and old.place != after.place:
@@ -298,13 +303,19 @@ class Switches:
                 command = switch.next(moment())
                 if command is None:
                     await self._set_idle(live, True)
-                    await self._wait(live)
+                    try:
+                        await self._wait(live)
+                    except Exception as error:  # whatever it was: what cannot be watched is on no probation
+                        if switch.on_probation:
+                            switch.go_back(f"its agents could not be watched: {_words(error)}", moment())
                     await self._set_idle(live, False)
                 else:
                     await self._step(live, command)
                 live.answer(moment())
         finally:
             del self._live[switch.record.number]
+            for member in switch.record.agents:
+                self._agents.release(member.name)
             for _, answer in live.requests:
                 if not answer.done():
                     answer.set_exception(SwitchError(f"switch {switch.record.number} is over"))

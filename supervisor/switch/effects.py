@@ -6,7 +6,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Protocol
 
-from osmoda.supervisor.switch import data, phases, place, tree
+from osmoda.supervisor.switch import data, phases, place
 from osmoda.supervisor.switch.errors import SwitchError
 
 if TYPE_CHECKING:
@@ -40,7 +40,6 @@ class Effects:
         nixos: Generations,
         open_ledger: Callable[[], Ledger | None],
         written: Callable[[str], Sequence[str]],
-        bounds: tree.Bounds,
         reading: asyncio.Lock,
     ) -> None:
         self._store = store
@@ -49,7 +48,6 @@ class Effects:
         self._nixos = nixos
         self._open_ledger = open_ledger
         self._written = written
-        self._bounds = bounds
         self._reading = reading
 
     async def carry_out(self, command: phases.Command, record: Record) -> None:
@@ -103,7 +101,7 @@ class Effects:
             old = self._store.generation(member.name, member.before)
             new = self._store.generation(member.name, member.after)
             target = self._store.data(member.name, member.before)
-            await in_thread(data.snapshot, target, number, await self.data_of(old, new), self._bounds)
+            await in_thread(data.snapshot, target, number, await self.data_of(old, new))
 
     def _tell(self, entries: Sequence[Mapping[str, Any]]) -> None:
         ledger = self._open_ledger()

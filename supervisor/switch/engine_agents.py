@@ -31,12 +31,19 @@ class EngineAgents:
         unit = self._engine.full_name(name)
         self._listen(name)
         self._sick.pop(name, None)
+        self.release(name)
         # A generation that could not be started often enough must not keep the one before it from being started.
         self._engine.reset_failed([unit])
+        held = self._engine.units.get(unit)
+        if held is not None:
+            held.last_warning = ""
         outcomes = await self._engine.start([unit])
         refused = next((one.text for one in outcomes if one.unit == unit and not one.ok), None)
         if refused is not None:
-            raise SupervisorError(f"{name} did not start: {refused or 'it ended'}")
+            held = self._engine.units.get(unit)
+            why = held.last_warning if held is not None else ""
+            await self.stop(name)  # whoever switches decides when it is tried again
+            raise SupervisorError(f"{name} did not start: {why or refused or 'it ended'}")
         self._wanted(unit, True)
         along = self._along.pop(name, [])
         if along:
@@ -46,6 +53,7 @@ class EngineAgents:
         """See `Agents`."""
         unit = self._engine.full_name(name)
         before = self._running()
+        self._engine.held_back[unit] = f"{name} is being switched; `osmoda-watch switch status` says how that stands"
         outcomes = await self._engine.stop([unit])
         refused = next((one.text for one in outcomes if one.unit == unit and not one.ok), None)
         if refused is not None:
@@ -53,6 +61,10 @@ class EngineAgents:
         self._wanted(unit, False)
         along = sorted(before - self._running() - {unit})
         self._along[name] = [*self._along.get(name, []), *along]
+
+    def release(self, name: str) -> None:
+        """See `Agents`."""
+        self._engine.held_back.pop(self._engine.full_name(name), None)
 
     def _running(self) -> set[str]:
         return {name for name, held in self._engine.units.items() if not held.machine.is_down}

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from osmoda.supervisor.switch.errors import SwitchError
 from osmoda.supervisor.switch.probation import Probation
-from osmoda.supervisor.switch.record import GOING_BACK
+from osmoda.supervisor.switch.record import GOING_BACK, text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -35,6 +35,10 @@ if TYPE_CHECKING:
 
 MOST_DELAY = 300.0
 """Seconds between two attempts at a rollback, at most; the first come after 1, 2, 4, …"""
+
+_MOST_UNTOLD = (
+    16  # entries that wait for the ledger; after that a rollback that fails in yet another way is only counted
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +237,7 @@ class Switch:
                 self._enter("rolled-back", now, self.record.reason)
 
     def _enter(self, phase: Phase, now: Moment, reason: str, work: Iterable[Command] = (), *, error: str = "") -> None:
+        reason, error = text(reason), text(error)
         entered = replace(self.record, phase=phase, since=now, reason=reason, error=error, step=self.record.step + 1)
         entered = replace(entered, untold=(*self.record.untold, entered.entry()))
         self._ended, self._probation = self._probation, None
@@ -309,7 +314,8 @@ class Switch:
 
     def _not_back(self, error: str, now: Moment) -> None:
         """The way back has failed at some point; after a while all of it is tried again."""
-        told = self.record.phase == "rollback-failed" and error == self.record.error
+        known = text(error) == self.record.error or len(self.record.untold) > _MOST_UNTOLD
+        told = self.record.phase == "rollback-failed" and known
         self.record = replace(self.record, attempts=self.record.attempts + 1)
         if told:
             self._left = deque((Save(self.record),))  # the same again: counted, but told once
@@ -352,8 +358,9 @@ class Switch:
             raise SwitchError(f"switch {self.record.number} is over: it is {self.record.phase}")
         if self.record.phase in GOING_BACK:
             self._retry_at = None
-            if self._back_at is not None:
-                self._back_at = now.since_boot
+            if self._back_at is not None and not self._left:
+                self._back_at = None
+                self._left.extend(back(self.record))
         elif self.record.phase == "staged":
             self._enter("rolling-back", now, reason, again(self.record))
         else:

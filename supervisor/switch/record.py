@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,7 +24,9 @@ type Kind = Literal["agent", "nixos"]
 
 FINISHED: frozenset[Phase] = frozenset({"committed", "rolled-back"})
 GOING_BACK: frozenset[Phase] = frozenset({"rolling-back", "rollback-failed"})
-_SIZE = 1 << 16
+_SIZE = 1 << 18
+MOST_MEMBERS = 32
+_LONGEST = 500  # characters of a reason
 _KEPT = 100  # records of finished switches
 
 
@@ -66,6 +69,13 @@ class Moment:
     wall: float
     since_boot: float
     boot: str
+
+
+def moment() -> Moment:
+    """Now."""
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        boot = file.read().strip()
+    return Moment(time.time(), time.clock_gettime(time.CLOCK_BOOTTIME), boot)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,12 +133,22 @@ class Record:
         }
 
 
+def text(words: str) -> str:
+    """What is said of a switch as it can be kept, by the ledger too: valid UTF-8, and not too long."""
+    safe = words.encode("utf-8", "backslashreplace").decode()
+    return safe if len(safe) <= _LONGEST else f"{safe[:_LONGEST]}…"
+
+
 def dump(record: Record) -> bytes:
     """The record as JSON, padded to the size of its file. Raises SwitchError for one that is too long."""
-    text = json.dumps(asdict(record), separators=(",", ":")).encode()
-    if len(text) >= _SIZE:
-        raise SwitchError(f"the record of switch {record.number} is too long: it has too many members")
-    return text.ljust(_SIZE - 1) + b"\n"
+    content = _compact(record)
+    if len(content) >= _SIZE:
+        raise SwitchError(f"the record of switch {record.number} is too long")
+    return content.ljust(_SIZE - 1) + b"\n"
+
+
+def _compact(record: Record) -> bytes:
+    return json.dumps(asdict(record), separators=(",", ":")).encode()
 
 
 def load(content: bytes) -> Record:
@@ -201,17 +221,17 @@ class Records:
         """All of them, in order."""
         return [self.load(number) for number in self.numbers()]
 
-    def unfinished(self) -> list[Record]:
-        """Those that have not come to their end, or still owe the ledger an entry."""
-        return [record for record in self.all() if not record.finished or record.untold]
-
     def prune(self) -> None:
-        """Remove the oldest of the finished ones, beyond a hundred, and what a process that was killed has left."""
-        finished = [record.number for record in self.all() if record.finished and not record.untold]
-        for number in finished[:-_KEPT]:
-            for name in (self._path(number), self._spare(number)):
-                if os.path.lexists(name):
-                    os.unlink(name)
+        """Take back the room of those that are over, and remove the oldest of them, beyond a hundred."""
+        finished = [record for record in self.all() if record.finished and not record.untold]
+        for record in finished:
+            path, spare = self._path(record.number), self._spare(record.number)
+            if os.path.lexists(spare):
+                _write(f"{path}.new", _compact(record), os.O_CREAT | os.O_TRUNC)
+                os.rename(f"{path}.new", path)
+                os.unlink(spare)
+        for record in finished[:-_KEPT]:
+            os.unlink(self._path(record.number))
 
 
 def _write(path: str, content: bytes, flags: int) -> None:

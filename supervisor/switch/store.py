@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9:_.@\\-]*\Z")
 _PARTS = ("unit", "profile.toml", "code")
-_SPARE_BYTES = 16 << 20  # left free on the disk by a copy: records and ledgers live there too
 DROP_IN = "90-osmoda-generation.conf"
 
 
@@ -170,13 +169,15 @@ class Store:
         """Make the next generation of an agent, complete and on disk. Raises SwitchError, and leaves nothing behind."""
         bounds = bounds or tree.Bounds()
         generations = self._generations(name)
-        os.makedirs(generations, 0o700, exist_ok=True)
+        for folder in (self._agent(name), generations):
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(folder, 0o700)
         number = max(self.numbers(name), default=0) + 1
         staging, final = os.path.join(generations, f".staging-{number}"), os.path.join(generations, str(number))
         try:
             tree.remove(staging)
             if content.code is not None:
-                self._require_room(tree.measure(content.code, bounds), content.code)
+                tree.require_room(self.directory, tree.measure(content.code, bounds), content.code)
             os.mkdir(staging, 0o700)
             manifest = self._fill(staging, final, name, number, content, now, bounds)
             os.rename(staging, final)
@@ -221,16 +222,6 @@ class Store:
         _write(os.path.join(staging, "manifest"), manifest)
         tree.sync_folder(staging)
         return manifest
-
-    def _require_room(self, size: int, what: str) -> None:
-        """Raise SwitchError when a copy of `size` bytes would not fit: before anything is written."""
-        status = os.statvfs(self.directory)
-        free = status.f_bavail * status.f_frsize
-        if size + _SPARE_BYTES > free:
-            raise SwitchError(
-                f"a copy of {what} needs {size >> 20} MiB, and {self.directory} has {free >> 20} MiB left, of which "
-                f"{_SPARE_BYTES >> 20} are kept free; remove files there, or keep fewer generations (--keep)"
-            )
 
     # --- reading ---
 
@@ -300,6 +291,9 @@ class Store:
 
     def clean(self) -> None:
         """Remove what a process that was killed has left half made or half removed. Raises OSError."""
+        for entry in os.listdir(self.records):
+            if entry.endswith(".new"):
+                os.unlink(os.path.join(self.records, entry))
         for name in self.agents():
             generations = self._generations(name)
             if not os.path.isdir(generations):

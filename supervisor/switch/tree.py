@@ -35,6 +35,7 @@ _CANNOT_CLONE = (
     errno.ETXTBSY,
 )
 _CHUNK = 1 << 20
+_SPARE_BYTES = 16 << 20  # left free on the disk by a copy: records and ledgers live there too
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -87,6 +88,17 @@ def measure(top: str, bounds: Bounds) -> int:
         size += found.status.st_size if stat.S_ISREG(found.status.st_mode) else 0
         _within(top, size, entries, bounds)
     return size
+
+
+def require_room(folder: str, size: int, what: str) -> None:
+    """Raise SwitchError when a copy of `size` bytes would not fit into `folder`: before anything is written."""
+    status = os.statvfs(folder)
+    free = status.f_bavail * status.f_frsize
+    if size + _SPARE_BYTES > free:
+        raise SwitchError(
+            f"a copy of {what} needs {size >> 20} MiB, and {folder} has {free >> 20} MiB left, of which "
+            f"{_SPARE_BYTES >> 20} are kept free; remove files there, or keep fewer generations (--keep)"
+        )
 
 
 def _within(top: str, size: int, entries: int, bounds: Bounds) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from osmoda.host import syscalls
 from osmoda.supervisor.switch import tree
-from osmoda.supervisor.switch.driver import Switches, Wanted
+from osmoda.supervisor.switch.driver import Proposed, Switches
 from osmoda.supervisor.switch.errors import SwitchError
 from osmoda.supervisor.switch.record import Record, Terms
 from tests.switch_engine import PlainAgents
@@ -63,7 +63,7 @@ async def probation(scene: Scene, then: Callable[[Switches, PlainAgents, Record]
     async with Switches(store, agents, lambda: ledger, lambda _: []) as switches:
         await agents.start(NAME)
         try:
-            record = await switches.begin([Wanted(NAME, scene.content(scene.make(2)))], Terms(600))
+            record = await switches.begin([Proposed(NAME, scene.content(scene.make(2)))], Terms(600))
             record = await asyncio.wait_for(switches.settled(record.number), PATIENCE)
             assert record.phase == "probation"
             await then(switches, agents, record)  # type: ignore[misc]
@@ -96,14 +96,14 @@ def test_a_way_back_needs_no_room(scene: Scene) -> None:
     async def back(switches: Switches, agents: PlainAgents, record: Record) -> None:
         fill(scene)
         with pytest.raises(SwitchError, match="is in switch 1"):
-            await switches.begin([Wanted(NAME, scene.content(scene.make(3)))], Terms(600))
+            await switches.begin([Proposed(NAME, scene.content(scene.make(3)))], Terms(600))
         await switches.go_back(NAME)
         record = await asyncio.wait_for(switches.settled(record.number, over=True), PATIENCE)
         assert (record.phase, record.error) == ("rolled-back", "")
         assert agents.agents[NAME].generation == "1"
         assert scene.store().current(NAME) == 1
         with pytest.raises(SwitchError, match="MiB left, of which 16 are kept free"):
-            await switches.begin([Wanted(NAME, scene.content(scene.make(3)))], Terms(600))
+            await switches.begin([Proposed(NAME, scene.content(scene.make(3)))], Terms(600))
 
     asyncio.run(probation(scene, back))
 
@@ -134,7 +134,7 @@ def test_a_store_that_is_read_only_from_the_start(scene: Scene) -> None:
         async with Switches(store, agents, lambda: None, lambda _: []) as switches:
             read_only(scene, True)
             with pytest.raises(SwitchError, match=r"no generation 2 of research was made: .*Read-only file system"):
-                await switches.begin([Wanted(NAME, scene.content(scene.make(2)))], Terms(600))
+                await switches.begin([Proposed(NAME, scene.content(scene.make(2)))], Terms(600))
             read_only(scene, False)
 
     asyncio.run(begin())

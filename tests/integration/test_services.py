@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from osmoda.sandbox import CommandError, LaunchError
+from osmoda.sandbox import CommandError, LaunchError, profile_file
 from osmoda.sandbox.profile import Profile
+from osmoda.sandbox.resident import RESIDENT
 from osmoda.sandbox.running import Running
 from osmoda.sandbox.service import Service
 from osmoda.sandbox.service_events import Ended, Event, Failed, MainEnded, Notified, Started
@@ -463,3 +464,105 @@ def test_a_port_of_its_own_loopback(world: World, tier: int, pool: int) -> None:
     v4, v6 = world.call(reached, tier, pool)
     assert v4 == (b"hello", "127.0.0.1", True)
     assert v6 == (b"hello", "::1", True)
+
+
+# The launcher killed
+
+
+def launcher_killed(tier: int, pool: int) -> tuple[str, bool, int]:
+    def act(service: Service) -> tuple[str, bool, int]:
+        held = Held(service, "sh", "-c", "setsid sh -c 'echo child; exec sleep 1000' & exec sleep 1000", hold=True)
+        held.until(Started)
+        assert held.line() == "child"
+        process = RESIDENT._process
+        assert process is not None
+        process.kill()
+        text = str(held.until(Failed).error)
+        # The end of file comes when nobody who could write is left: neither the command nor its child.
+        ended = held.rest() == ""
+        held.close()
+        again = Held(service, "sh", "-c", "exit 4")
+        status = again.until(Ended).result.status
+        again.close()
+        return text, ended, status
+
+    answer: tuple[str, bool, int] = in_service(tier, pool, act)
+    return answer
+
+
+@pytest.mark.orphans
+@TIERS
+def test_a_launcher_that_is_killed_takes_all_along(world: World, tier: int, pool: int) -> None:
+    """In tier 0, too, where no pid namespace does it."""
+    text, ended, status = world.call(launcher_killed, tier, pool)
+    assert text == "the launcher was killed, or ran out of open files; this sandbox is gone"
+    assert ended
+    assert status == 4
+
+
+# Networks, and paths that lead elsewhere
+
+NAMED = """
+import socket
+with socket.create_server(("127.0.0.1", 18080)) as server:
+    print("up", flush=True)
+    client, _ = server.accept()
+    client.close()
+try:
+    socket.create_connection(("not-listed.test", 80), 20)
+except OSError:
+    print("refused")
+"""
+
+
+def on_a_network(tier: int, pool: int) -> list[str]:
+    profile = profile_file.load_text(
+        f'schema = 1\ntier = {tier}\n[network]\nallow = ["listed.test:80"]\nserve = [18080]\n', "/p/agent.toml", "/p"
+    )
+    found = []
+    with Service(profile, pool=pool) as service:
+        for _ in range(2):
+            held = Held(service, PYTHON, "-c", NAMED)
+            held.until(Started)
+            assert held.line() == "up"
+            held.running.connect(18080, DEADLINE).close()
+            assert held.rest() == "refused"
+            result = held.until(Ended).result
+            found += [denial.object for denial in result.denials if denial.layer == "egress"]
+            held.close()
+    return found
+
+
+@pytest.mark.parametrize(("tier", "pool"), [(1, 1), (2, 0)])
+def test_a_network_of_names(world: World, tier: int, pool: int) -> None:
+    assert world.call(on_a_network, tier, pool) == ["not-listed.test"] * 2
+
+
+def switched(pool: int, folder: str) -> list[str]:
+    """What lies at a granted link, before and after that is switched."""
+    for version in ("one", "two"):
+        os.mkdir(f"{folder}/{version}")
+        with open(f"{folder}/{version}/text", "w") as stream:
+            stream.write(version)
+    os.symlink("one", f"{folder}/current")
+    profile = profile_file.load_text(
+        f'schema = 1\ntier = 1\n[filesystem]\nread = ["{folder}/current"]\nworkspace = "none"\n', "/p/agent.toml", "/p"
+    )
+    found = []
+    with Service(profile, pool=pool) as service:
+        for version in ("one", "one", "two"):
+            os.symlink(version, f"{folder}/next")
+            os.rename(f"{folder}/next", f"{folder}/current")
+            held = Held(service, "cat", f"{folder}/current/text")
+            found.append(held.rest())
+            held.until(Ended)
+            held.close()
+    return found
+
+
+@pytest.mark.parametrize("pool", [0, 1])
+def test_a_link_that_was_switched_is_followed(world: World, pool: int) -> None:
+    folder = world.tmp / "code"
+    folder.mkdir()
+    world.own(folder)
+    assert world.call(switched, pool, str(folder)) == ["one", "one", "two"]

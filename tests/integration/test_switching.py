@@ -17,7 +17,7 @@ from osmoda.ledger.errors import LedgerError
 from osmoda.sandbox import api
 from osmoda.supervisor.switch import candidate
 from osmoda.supervisor.switch.candidate import Asked
-from osmoda.supervisor.switch.driver import Switches, Wanted
+from osmoda.supervisor.switch.driver import Proposed, Switches
 from osmoda.supervisor.switch.errors import SwitchError
 from osmoda.supervisor.switch.members import NixosSystem
 from osmoda.supervisor.switch.record import Record, Terms
@@ -44,8 +44,8 @@ class Going:
     agents: SmallEngine
 
     async def begin(self, code: Path, seconds: float = 600.0, **more: Any) -> Record:
-        wanted = Wanted(NAME, self.scene.content(code))
-        record = await self.switches.begin([wanted], Terms(seconds), **more)
+        proposed = Proposed(NAME, self.scene.content(code))
+        record = await self.switches.begin([proposed], Terms(seconds), **more)
         return await asyncio.wait_for(self.switches.settled(record.number), PATIENCE)
 
     async def over(self, record: Record) -> Record:
@@ -194,7 +194,7 @@ def test_nothing_begins_without_a_ledger_that_is_there(scene: Scene) -> None:
             with pytest.raises(
                 SwitchError, match="nothing is switched, since the ledger cannot be written: the ledger's"
             ):
-                await switches.begin([Wanted(NAME, scene.content(scene.make(2)))], Terms(60))
+                await switches.begin([Proposed(NAME, scene.content(scene.make(2)))], Terms(60))
         assert store.numbers(NAME) == [1], "nothing was made"
         assert not os.listdir(store.records)
 
@@ -251,10 +251,25 @@ def test_a_generation_that_somebody_changed_is_not_gone_to(scene: Scene) -> None
             made = scene.store().stage(NAME, scene.content(scene.make(2)), time.time())
             assert made.code is not None
             change(Path(made.code, "main.sh"))
-            record = await now.switches.begin([Wanted(NAME, 2)], Terms(60))
+            record = await now.switches.begin([Proposed(NAME, 2)], Terms(60))
             record = await now.over(record)
             assert record.phase == "rolled-back"
             assert "code/main.sh has another content; nothing was changed" in record.reason
+            assert await now.generation() == "1"
+
+    run(switch)
+
+
+def test_agents_that_cannot_be_watched_are_on_no_probation(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("no more descriptors")
+
+    async def switch() -> None:
+        async with going(scene) as now:
+            monkeypatch.setattr(now.agents, "changes", broken)
+            record = await now.over(await now.begin(scene.make(2)))
+            assert record.phase == "rolled-back"
+            assert record.reason == "its agents could not be watched: RuntimeError: no more descriptors"
             assert await now.generation() == "1"
 
     run(switch)
@@ -270,7 +285,7 @@ def test_one_switch_at_a_time(scene: Scene) -> None:
             await now.switches.commit(NAME)
             record = await now.over(record)
             with pytest.raises(SwitchError, match="is the current one already"):
-                await now.switches.begin([Wanted(NAME, 2)], Terms(60))
+                await now.switches.begin([Proposed(NAME, 2)], Terms(60))
 
     run(switch)
 
@@ -353,7 +368,7 @@ def test_an_installed_agent_is_switched_with_its_data_and_back(installed: Scene)
             assert agents.agents[NAME].generation == "1"
             assert (installed.data / "state").read_text() == "of 1\n"
             asked = Asked(NAME, code=str(installed.make(2)), snapshot=True)
-            record = await switches.begin([candidate.wanted(asked, store, search)], Terms(600))
+            record = await switches.begin([candidate.proposed(asked, store, search)], Terms(600))
             record = await asyncio.wait_for(switches.settled(record.number), PATIENCE)
             assert (record.phase, record.reason) == ("probation", "")
             assert agents.agents[NAME].generation == "2"
@@ -409,7 +424,7 @@ def test_what_is_wrong_is_said_before_anything_is_made(
             asked = {"profile": str(top / "new.toml")}
     given = {key: value if value.startswith("/") else str(top / value) for key, value in asked.items()}
     with pytest.raises(SwitchError) as caught:
-        candidate.wanted(Asked(NAME, **given), Store(), [str(top / "units")])
+        candidate.proposed(Asked(NAME, **given), Store(), [str(top / "units")])
     assert said in str(caught.value)
     assert Store().numbers(NAME) == []
 
@@ -418,11 +433,11 @@ def test_the_first_generation_of_a_new_agent(installed: Scene) -> None:
     top = installed.top
     unit = top / "writer.service"
     unit.write_text(f"[Service]\nWorkingDirectory={installed.places}/writer\nExecStart=/bin/sh main.sh\n")
-    wanted = candidate.wanted(
+    proposed = candidate.proposed(
         Asked("writer", unit=str(unit), code=str(installed.make(1))), Store(), [str(top / "units")]
     )
-    assert wanted.baseline is None
-    assert isinstance(wanted.to, Content)
-    assert wanted.to.place == f"{os.path.realpath(installed.places)}/writer"
+    assert proposed.baseline is None
+    assert isinstance(proposed.to, Content)
+    assert proposed.to.place == f"{os.path.realpath(installed.places)}/writer"
     with pytest.raises(SwitchError, match="writer has no unit yet; give the file of one"):
-        candidate.wanted(Asked("writer", code=str(installed.make(1))), Store(), [str(top / "units")])
+        candidate.proposed(Asked("writer", code=str(installed.make(1))), Store(), [str(top / "units")])

@@ -12,6 +12,10 @@ import pytest
 
 from tests.watched import PYTHON, Watch, eventually
 
+# A daemon is the same for both: each test but the first one is made as one of them.
+AS_ROOT = pytest.mark.parametrize("world", ["root"], indirect=True)
+AS_USER = pytest.mark.parametrize("world", ["user"], indirect=True)
+
 SLEEPER = "import time\nprint('up', flush=True)\ntime.sleep(1000)\n"
 
 
@@ -42,6 +46,7 @@ def test_an_agent_from_start_to_stop(watch: Watch) -> None:
     assert watch.run("status", "other").returncode == 4
 
 
+@AS_ROOT
 def test_what_cannot_be_enforced_does_not_start_and_does_no_harm_to_others(watch: Watch) -> None:
     good = watch.program("good", SLEEPER)
     watch.unit("good", ExecStart=good)
@@ -70,6 +75,7 @@ def test_what_cannot_be_enforced_does_not_start_and_does_no_harm_to_others(watch
     assert any("RestartPolicy=" in line for line in watch.lines("unknown"))
 
 
+@AS_USER
 def test_a_broken_edit_leaves_what_runs_alone(watch: Watch) -> None:
     watch.unit("agent", ExecStart=watch.program("agent", SLEEPER))
     watch.up()
@@ -89,6 +95,7 @@ def test_a_broken_edit_leaves_what_runs_alone(watch: Watch) -> None:
     assert "it can run; tier 1" in watch.do("check", "--units", watch.units, "agent")
 
 
+@AS_ROOT
 def test_the_start_limit_triggers_and_is_lifted(watch: Watch) -> None:
     program = watch.program("crashing", "raise SystemExit(7)")
     limit = "StartLimitBurst=3\nStartLimitIntervalSec=1h"
@@ -110,6 +117,7 @@ def test_the_start_limit_triggers_and_is_lifted(watch: Watch) -> None:
 
 
 @pytest.mark.orphans  # what a killed daemon leaves to init
+@AS_ROOT
 def test_a_killed_daemon_takes_its_agents_along_and_the_next_starts_each_once(watch: Watch) -> None:
     for name in ("one", "two", "three"):
         watch.unit(name, ExecStart=watch.program(name, SLEEPER), Restart="always", RestartSec=0)
@@ -135,6 +143,7 @@ def test_a_killed_daemon_takes_its_agents_along_and_the_next_starts_each_once(wa
     assert watch.run("start", "one").returncode == 125  # there is no daemon to ask
 
 
+@AS_ROOT
 def test_a_flood_is_counted_and_others_are_served_meanwhile(watch: Watch) -> None:
     flood = (
         "import os\nfor _ in range(300): os.write(1, b'flood\\n' * 1000)\nprint('end', flush=True)\nwhile True: pass"
@@ -169,6 +178,7 @@ http.server.ThreadingHTTPServer(("127.0.0.1", 8080), Handler).serve_forever()
 """
 
 
+@AS_USER
 def test_health_checks_that_hang_restart_their_agent_and_no_other(watch: Watch) -> None:
     section = "HealthInterval=50ms\nHealthTimeout=2s\nHealthRetries=2\nHealthStartPeriod=30s"
     options = {"ExecStart": watch.program("hanging", CHECKED), "Restart": "always", "RestartSec": 0}
@@ -209,6 +219,7 @@ while True:
 """
 
 
+@AS_USER
 def test_a_service_that_notifies_is_reloaded_and_watched(watch: Watch) -> None:
     watch.unit(
         "notifying",
@@ -229,6 +240,7 @@ def test_a_service_that_notifies_is_reloaded_and_watched(watch: Watch) -> None:
     watch.wait_for("notifying", state="active", restarts=1)
 
 
+@AS_USER
 def test_dependencies_start_in_order_and_stop_together(watch: Watch) -> None:
     slow = "import time\ntime.sleep(0.2)\n"
     watch.unit("base", Type="oneshot", RemainAfterExit="yes", ExecStart=watch.program("base", slow))
@@ -260,6 +272,7 @@ with socket.socket(fileno=3) as listener:
 """
 
 
+@AS_USER
 def test_the_first_connection_starts_a_service(watch: Watch) -> None:
     path = watch.world.tmp / "front.sock"
     watch.file("front.socket", f"[Socket]\nListenStream={path}\n")
@@ -277,6 +290,7 @@ def test_the_first_connection_starts_a_service(watch: Watch) -> None:
     assert listed["front.socket"]["state"] == "active"
 
 
+@AS_USER
 def test_commands_around_the_program_and_the_files_of_its_environment(watch: Watch) -> None:
     watch.folder("around")
     (watch.world.tmp / "variables").write_text("# a comment\nGREETING='hello world'\n")
@@ -299,6 +313,7 @@ def test_commands_around_the_program_and_the_files_of_its_environment(watch: Wat
     ]
 
 
+@AS_USER
 def test_the_logs_are_for_people_and_for_programs(watch: Watch) -> None:
     nasty = "import sys\nprint('\\x1b[31mred\\x07', flush=True)\nprint('to stderr', file=sys.stderr)\n"
     watch.unit("printing", ExecStart=watch.program("printing", nasty))
@@ -322,6 +337,7 @@ def test_the_logs_are_for_people_and_for_programs(watch: Watch) -> None:
     assert watch.run("logs", "never").returncode == 125
 
 
+@AS_USER
 def test_a_group_that_keeps_failing_is_stopped(watch: Watch) -> None:
     section = "RestartGroup=team 3/1h"
     unit = "StartLimitIntervalSec=0"
@@ -339,6 +355,7 @@ def test_a_group_that_keeps_failing_is_stopped(watch: Watch) -> None:
 
 @pytest.mark.orphans  # sandboxes whose launcher is killed
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@AS_ROOT
 def test_a_launcher_that_is_killed_costs_a_restart(watch: Watch, number: int) -> None:
     """The process that keeps all sandboxes is a part of the daemon that can be lost."""
     watch.unit("agent", ExecStart=watch.program("agent", SLEEPER), Restart="always", RestartSec="10ms")
@@ -355,3 +372,127 @@ def test_a_launcher_that_is_killed_costs_a_restart(watch: Watch, number: int) ->
 def launchers(daemon: int) -> list[int]:
     children = Path(f"/proc/{daemon}/task/{daemon}/children").read_text().split()
     return [int(pid) for pid in children if b"sandbox.launcher" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+@AS_ROOT
+def test_what_is_enabled_starts_with_the_daemon_unless_somebody_stopped_it(watch: Watch) -> None:
+    for name in ("enabled", "plain"):
+        watch.unit(name, ExecStart=watch.program(name, SLEEPER))
+        path = watch.units / f"{name}.service"
+        path.write_text(path.read_text() + "[Install]\nWantedBy=multi-user.target\n")
+    made = watch.do("enable", "--units", watch.units, "enabled")
+    link = watch.units / "multi-user.target.wants" / "enabled.service"
+    assert made == f"created {link} → {watch.units}/enabled.service\n"
+    watch.up()
+    watch.wait_for("enabled", state="active")
+    assert watch.run("status", "plain").returncode == 3
+    listed = {one["unit"]: one for one in json.loads(watch.do("list", "--json"))}
+    assert {name: listed[f"{name}.service"]["enabled"] for name in ("enabled", "plain")} == {
+        "enabled": "yes",
+        "plain": "no",
+    }
+    watch.do("start", "plain")
+    watch.do("stop", "enabled")
+    watch.down()
+    watch.up()
+    watch.wait_for("plain", state="active")
+    assert watch.run("status", "enabled").returncode == 3
+    watch.do("disable", "--units", watch.units, "enabled")
+    assert not link.exists()
+
+
+@AS_USER
+def test_unit_files_are_read_again_when_somebody_says_so(watch: Watch) -> None:
+    watch.unit("agent", unit="Description=Before", ExecStart=watch.program("agent", SLEEPER), Restart="always")
+    watch.up()
+    watch.do("start", "agent")
+    pid = watch.status("agent")["pid"]
+    watch.unit("agent", unit="Description=After", ExecStart=f"{PYTHON} main.py", Restart="no")
+    assert watch.status("agent")["description"] == "Before"
+    watch.do("daemon-reload")
+    after = watch.status("agent")
+    assert (after["description"], after["pid"]) == ("After", pid)
+    os.kill(pid, signal.SIGKILL)
+    watch.wait_for("agent", state="failed", result="signal")  # Restart=no is what it says now
+    # The same by a signal; a file that is broken meanwhile changes nothing.
+    watch.unit("agent", unit="Description=Broken", ExecStart=f"{PYTHON} main.py", Restart="perhaps")
+    assert watch.process is not None
+    watch.process.send_signal(signal.SIGHUP)
+    watch.wait_for_line("agent", "it stays as it was read before: ")
+    assert watch.status("agent")["description"] == "After"
+
+
+@AS_ROOT
+def test_a_pool_serves_restarts(watch: Watch) -> None:
+    options = {"ExecStart": watch.program("pooled", SLEEPER), "Restart": "always", "RestartSec": 0}
+    watch.unit("pooled", section="Pool=1", **options)
+    watch.up()
+    watch.do("start", "pooled")
+    for restarts in range(1, 4):
+        pid = watch.status("pooled")["pid"]
+        os.kill(pid, signal.SIGKILL)
+        watch.wait_for("pooled", state="active", restarts=restarts)
+        assert not Path(f"/proc/{pid}").exists()
+        assert len(watch.processes("pooled")) == 1
+    watch.do("stop", "pooled")
+    assert watch.processes() == {}
+
+
+REACHING = """
+import socket, sys
+for path in sys.argv[1:]:
+    with socket.socket(socket.AF_UNIX) as one:
+        try:
+            one.connect(path)
+            print("REACHED", path, flush=True)
+        except OSError as error:
+            print("refused", error.strerror, flush=True)
+"""
+
+
+@AS_USER
+def test_no_agent_gives_orders_to_its_supervisor(watch: Watch) -> None:
+    """Attacks the control socket from a sandbox; the file system it does not show is the layer that stops it."""
+    watch.up()
+    runtime = (
+        watch.world.environment.get("OSMODA_RUNTIME_DIR") or f"{watch.world.environment['XDG_RUNTIME_DIR']}/osmoda"
+    )
+    path = f"{runtime}/watch/control"
+    control = watch.world.run([PYTHON, "-c", REACHING, path], check=True).stdout
+    assert control == f"REACHED {path}\n"  # outside it can be reached
+    watch.unit("reaching", ExecStart=f"{watch.program('reaching', REACHING)} {path}")
+    watch.do("start", "reaching")
+    assert watch.wait_for_line("reaching", "refused") == "refused No such file or directory"
+    # Nor where a profile shows it the folder: a read-only overlay has no socket of the host's to connect to.
+    program = f"{watch.program('granted', REACHING)} {path}"
+    watch.unit("granted", ExecStart=program, section=f"Profile={watch.world.tmp}/granted.toml")
+    profile = watch.world.tmp / "granted.toml"
+    shown = f'read = ["{runtime}", "{watch.folder("granted")}"]'
+    profile.write_text(f"schema = 1\ntier = 1\n[filesystem]\n{shown}\n")
+    watch.world.own(profile)
+    watch.do("start", "granted")
+    assert watch.wait_for_line("granted", "refused") == "refused Connection refused"
+
+
+FOUND = """
+import sys
+from osmoda.supervisor import remains
+print(*remains.marked(sys.argv[1]), *remains._sandboxes(int(sys.argv[2]), ending=False))
+"""
+
+
+def test_all_that_a_daemon_has_started_can_be_found_by_the_next_one(watch: Watch) -> None:
+    """The first processes of sandboxes above all: who waits for these waits for all that is inside."""
+    watch.unit("agent", ExecStart=watch.program("agent", SLEEPER))
+    watch.up()
+    watch.do("start", "agent")
+    runtime = (
+        watch.world.environment.get("OSMODA_RUNTIME_DIR") or f"{watch.world.environment['XDG_RUNTIME_DIR']}/osmoda"
+    )
+    assert watch.process is not None
+    words = (f"{runtime}/watch", str(watch.process.pid))
+    found = {*map(int, watch.world.python(FOUND, *words, check=True).stdout.split())}
+    agent = watch.status("agent")["pid"]
+    init = int(Path(f"/proc/{agent}/stat").read_text().rpartition(")")[2].split()[1])
+    assert {init, *launchers(watch.process.pid)} <= found
+    assert agent not in found  # its environment is its own

@@ -38,7 +38,7 @@ class Onlooker(threading.Thread):
     def run(self) -> None:
         while not self.ended.is_set():
             found = self.watch.processes()
-            folders = Counter[str]()
+            folders: dict[str, list[str]] = {}
             for pid, command in found.items():
                 with contextlib.suppress(OSError):
                     folder = os.readlink(f"/proc/{pid}/cwd")
@@ -49,12 +49,12 @@ class Onlooker(threading.Thread):
                     )
                     if status["State"].startswith(("Z", "X")):
                         continue
-                    folders[folder] += 1
+                    folders.setdefault(folder, []).append(f"{pid}, {status['State']}, child of {status['PPid']}")
                     enforced = (len(status["NSpid"].split()) == 2, status["Seccomp"], status["NoNewPrivs"])
                     if enforced != (True, "2", "1"):
                         self.wrong.append(f"{pid} ({command}) runs unenforced: {enforced}")
                     self.seen.add(pid)
-            self.wrong += [f"{folder} has {number} programs" for folder, number in folders.items() if number > 1]
+            self.wrong += [f"{folder} has {several}" for folder, several in folders.items() if len(several) > 1]
             self.looks += 1
             time.sleep(0.001)
 
@@ -76,6 +76,7 @@ def test_random_kills(watch: Watch) -> None:
             kind = chance.choices(("agent", "launcher", "daemon", "stop"), (20, 3, 2, 1))[0]
             done[kind] += 1
             kill(watch, kind, chance)
+            reap_orphans(watch)
             time.sleep(chance.random() * 0.05)
         eventually(lambda: all(is_up(watch, name) for name in AGENTS), "all were up again")
     finally:
@@ -111,6 +112,15 @@ def kill(watch: Watch, kind: str, chance: random.Random) -> None:
             watch.do("stop", name)
             assert watch.processes(name) == {}
             watch.do("start", name)
+
+
+def reap_orphans(watch: Watch) -> None:
+    """Those that killed daemons and launchers have left, which come to the test process."""
+    assert watch.process is not None
+    for pid in map(int, Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()):
+        if pid != watch.process.pid:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
 
 
 def is_up(watch: Watch, name: str) -> bool:

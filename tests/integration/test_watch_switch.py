@@ -5,14 +5,20 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.ledgers import events_of
 from tests.watched import PYTHON, Watch, eventually
+from tests.worlds import World
 
+as_root = pytest.mark.parametrize("world", ["root"], indirect=True)  # the first test is the one for both
+KILLS = max(int(os.environ.get("OSMODA_SWITCH_KILLS", "0")) // 10, 2)
 AGENT = """\
 import os, time
 print("generation", {generation}, flush=True)
@@ -33,7 +39,7 @@ def build(watch: Watch, generation: int, *, fails: bool = False, sick: bool = Fa
     return folder
 
 
-def agent(watch: Watch) -> Path:
+def agent(watch: Watch, **directives: str) -> Path:
     """An agent, installed and running from its folder; the folder."""
     folder = watch.folder("agent")
     (folder / "main.py").write_text(AGENT.format(generation=1, fails=False))
@@ -44,6 +50,7 @@ def agent(watch: Watch) -> Path:
         ExecStart=f"{PYTHON} main.py",
         Restart="always",
         RestartSec="100ms",
+        **directives,
         section=f"HealthCheck=exec:/usr/bin/test -e {folder}/healthy\nHealthInterval=200ms\nHealthRetries=2",
     )
     watch.up()
@@ -135,6 +142,81 @@ def test_from_one_generation_to_the_next_and_back(watch: Watch) -> None:
     ]
 
 
+@as_root
+def test_a_rollback_that_does_not_succeed_says_so_and_goes_on(watch: Watch) -> None:
+    variables = watch.world.tmp / "variables"
+    variables.write_text("A=1\n")
+    agent(watch, EnvironmentFile=str(variables))
+    watch.do("switch", "begin", "agent", "--code", build(watch, 2))
+    variables.rename(watch.world.tmp / "away")
+    result = watch.run("switch", "rollback", "agent")
+    assert result.returncode == 1
+    assert result.stdout.startswith("agent: the rollback to generation 1 has not succeeded yet: agent did not start: ")
+    assert str(variables) in result.stdout
+    assert watch.run("switch", "status").returncode == 1
+    by_hand = watch.run("start", "agent")
+    assert by_hand.returncode == 1
+    assert "agent is being switched" in by_hand.stderr
+    (watch.world.tmp / "away").rename(variables)
+    in_phase(watch, "rolled-back")
+    runs(watch, 1)
+
+
+@as_root
+@pytest.mark.orphans  # the ledger's service
+def test_what_is_switched_is_on_the_ledger(recorded: World, watch: Watch) -> None:
+    agent(watch)
+    watch.do("switch", "begin", "agent", "--code", build(watch, 2))
+    watch.do("switch", "rollback", "agent")
+    watch.down()
+    events = events_of(recorded)
+    told: list[Any] = [event["event"] for event in events if event["kind"] == "switch"]
+    assert [event["phase"] for event in told] == ["staged", "switching", "probation", "rolling-back", "rolled-back"]
+    assert [event["step"] for event in told] == [0, 1, 2, 3, 4]
+    assert told[1]["members"][0]["after"] == 2
+    kinds = [event["kind"] for event in events]
+    assert kinds.index("start") < kinds.index("switch") < kinds.index("stop"), "before anything is done"
+
+
+@as_root
+@pytest.mark.orphans
+def test_a_daemon_that_is_killed_at_random_moments(watch: Watch) -> None:
+    """`OSMODA_SWITCH_KILLS=1000` makes it 100 kills."""
+    chance = random.Random(os.environ.get("OSMODA_SWITCH_SEED", "osmoda"))
+    agent(watch)
+    phases: dict[str, int] = {}
+    for number in range(2, 2 + KILLS):
+        code = build(watch, number)
+        argv = watch.world.osmoda_argv("switch", "begin", "agent", "--code", code, command="osmoda-watch")
+        with watch.world.popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as asking:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                asking.wait(0.1 + chance.random() * 0.5)
+            watch.down(signal.SIGKILL)
+            asking.communicate(timeout=30)
+        watch.up()
+        found = eventually(lambda: settled(watch), "the switch was settled")
+        phases[found["phase"]] = phases.get(found["phase"], 0) + 1
+        if found["phase"] == "never":
+            continue
+        member = found["members"][0]
+        expected = member["before"] if found["phase"] == "rolled-back" else member["after"]
+        listed = json.loads(watch.do("switch", "list", "--json"))
+        assert [one["generation"] for one in listed if one["current"]] == [expected]
+        runs(watch, expected)
+        if found["phase"] == "probation":
+            watch.do("switch", chance.choice(["commit", "rollback"]), "agent")
+    print(phases)
+
+
+def settled(watch: Watch) -> dict[str, Any] | None:
+    """The last switch, once nothing of it is going on; of phase "never" where there was none."""
+    found = json.loads(watch.run("switch", "status", "agent", "--json").stdout)
+    if not found:
+        return {"phase": "never"}
+    return found[0] if found[0]["phase"] in ("committed", "probation", "rolled-back") else None
+
+
+@as_root
 @pytest.mark.orphans  # the daemon's sandboxes, when it is killed
 def test_a_daemon_that_is_killed_on_probation(watch: Watch) -> None:
     agent(watch)
@@ -152,6 +234,7 @@ def test_a_daemon_that_is_killed_on_probation(watch: Watch) -> None:
     runs(watch, 1)
 
 
+@as_root
 def test_several_agents_at_once_by_a_file_or_none(watch: Watch) -> None:
     agent(watch)
     unit = watch.world.tmp / "writer.service"
@@ -183,6 +266,7 @@ IN_VAIN = [
 ]
 
 
+@as_root
 def test_what_is_asked_in_vain_is_told_in_a_sentence(watch: Watch) -> None:
     agent(watch)
     for words, said in IN_VAIN:

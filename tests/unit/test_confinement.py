@@ -212,6 +212,14 @@ def test_what_somebody_else_could_write_grants_nothing(written, of, mode):
     assert f"{changed} can be written by everybody" in refused(found)
 
 
+def test_nor_does_what_lies_where_somebody_else_could_put_another(written, tmp_path):
+    found = written("tier = 1")
+    tmp_path.chmod(0o777)
+    assert f"{tmp_path} can be written by everybody" in refused(found)
+    tmp_path.chmod(0o1777)  # as /tmp: nobody replaces what belongs to another
+    assert confine(found).profile.tier == 1
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="gives a file away")
 def test_what_belongs_to_somebody_else_grants_nothing(written):
     found = written("tier = 0")

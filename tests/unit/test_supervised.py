@@ -31,7 +31,7 @@ def without(plan: Plan, kind: type) -> Plan:
 
 def test_the_socket_is_made_before_the_root_is_sealed() -> None:
     _, plan = compiled("tier = 1")
-    changed = supervised.with_notify(plan)
+    changed = supervised.with_notify(plan, "tier 1")
     names = kinds(changed)
     assert names[names.index("NotifySocket") + 1] == "Seal"
     names.remove("NotifySocket")
@@ -42,7 +42,7 @@ def test_the_socket_is_made_before_the_root_is_sealed() -> None:
 
 def test_it_is_explained_and_kept() -> None:
     profile, plan = compiled("tier = 1")
-    changed = supervised.with_notify(plan)
+    changed = supervised.with_notify(plan, "tier 1")
     lines = [line for layer in explain(profile, changed, host()).layers for line in layer.lines]
     said = [line for line in lines if "/run/osmoda/notify" in line.text]
     assert [line.origin for line in said] == ["the supervisor"]
@@ -51,8 +51,10 @@ def test_it_is_explained_and_kept() -> None:
 
 @pytest.mark.parametrize("text", ["tier = 2", 'tier = 1\n[network]\nfamilies = ["inet"]\n'])
 def test_without_unix_sockets_there_is_nothing_to_notify_with(text: str) -> None:
-    with pytest.raises(LaunchError, match=r'network\.families would have to name "unix"'):
-        supervised.with_notify(compiled(text)[1])
+    profile, plan = compiled(text)
+    line = profile.origin("network", "families")
+    with pytest.raises(LaunchError, match=rf'network\.families \({line}\) has no "unix"'):
+        supervised.with_notify(plan, line)
 
 
 # Listening sockets of the host's
@@ -65,7 +67,7 @@ def test_a_filter_before_the_plans_own() -> None:
     assert kinds(changed)[:-2] == kinds(plan)[:-1]
     assert Plan.load(changed.dump()) == changed
     # It goes beside the one for notifications.
-    assert len(supervised.with_notify(changed).operations) == len(plan.operations) + 2
+    assert len(supervised.with_notify(changed, "tier 1").operations) == len(plan.operations) + 2
 
 
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
@@ -135,6 +137,6 @@ def test_a_network_of_names_says_what_it_takes() -> None:
 def test_the_base_plan_is_untouched() -> None:
     _, plan = compiled(CLOSED)
     before = plan.fingerprint()
-    supervised.with_notify(plan)
+    supervised.with_notify(plan, "tier 1")
     supervised.with_tcp_listeners(plan)
     assert plan.fingerprint() == before

@@ -7,6 +7,7 @@ import hashlib
 import os
 import socket
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from osmoda.sandbox.errors import CompileError
 from osmoda.sandbox.granted_paths import resolve_grant
 from osmoda.supervisor.switch import data, place, tree
 from osmoda.supervisor.switch.errors import SwitchError
-from osmoda.supervisor.switch.record import Moment, Record, Records, Terms, dump, load
+from osmoda.supervisor.switch.record import Moment, Record, Records, Terms, dump, load, text
 from osmoda.supervisor.switch.store import DROP_IN, Content, Store, check_name
 from tests.switch_world import member
 
@@ -247,7 +248,6 @@ def test_a_record_is_what_was_saved(store):
     assert made.number == 1
     assert records.load(1) == made
     assert load(dump(made)) == made
-    assert [one.number for one in records.unfinished()] == [1]
     assert records.create(record()).number == 2
     assert sorted(os.listdir(store.records)) == [".1.spare", ".2.spare", "1.json", "2.json"]
 
@@ -274,7 +274,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_data_comes_back_with_its_owner_and_what_was_written_since_is_kept(folder, tmp_path):
     target = str(tmp_path / "copy")
-    data.snapshot(target, 7, data.folders([str(folder)]), tree.Bounds())
+    data.snapshot(target, 7, data.folders([str(folder)]))
     (folder / "state").write_text("new\n")
     (folder / "more").touch()
     for _ in range(2):  # a second time nothing is done
@@ -292,7 +292,7 @@ def test_data_comes_back_from_wherever_that_was_left(folder, tmp_path):
     """Each of the states between two renames."""
     target, aside = str(tmp_path / "copy"), Path(data.set_aside(str(folder), 7))
     coming = tmp_path / "data.restored-by-switch-7"
-    data.snapshot(target, 7, [str(folder)], tree.Bounds())
+    data.snapshot(target, 7, [str(folder)])
     (folder / "state").write_text("new\n")
     tree.copy(str(folder), f"{coming}.partial", tree.Bounds(), sealed=False)  # killed while it was copied
     data.restore(target, 7)
@@ -305,12 +305,12 @@ def test_data_comes_back_from_wherever_that_was_left(folder, tmp_path):
 
 def test_data_of_another_switch_is_not_put_back(folder, tmp_path):
     target = str(tmp_path / "copy")
-    data.snapshot(target, 7, [str(folder)], tree.Bounds())
+    data.snapshot(target, 7, [str(folder)])
     (folder / "state").write_text("new\n")
     assert data.restore(target, 8) == []
     assert data.restore(str(tmp_path / "none"), 8) == []
     assert (folder / "state").read_text() == "new\n"
-    data.snapshot(target, 8, [str(folder)], tree.Bounds())
+    data.snapshot(target, 8, [str(folder)])
     assert data.restore(target, 8) == [str(folder)]
 
 
@@ -446,3 +446,25 @@ def test_a_copy_without_reflinks(code, tmp_path, monkeypatch):
     assert tree.copy(str(code), str(tmp_path / "copy"), tree.Bounds(), sealed=True) == control
     with contextlib.suppress(FileNotFoundError):
         assert tree.describe(str(tmp_path / "copy")) == control
+
+
+def test_a_record_that_is_over_takes_no_more_room_than_it_needs(store):
+    records = Records(store.records)
+    going, over = records.create(record()), records.create(replace(record(), phase="committed"))
+    records.prune()
+    assert sorted(os.listdir(store.records)) == [".1.spare", "1.json", "2.json"]
+    assert os.path.getsize(Path(store.records, "1.json")) == os.path.getsize(Path(store.records, ".1.spare")) == 1 << 18
+    assert os.path.getsize(Path(store.records, "2.json")) < 2000
+    assert (records.load(1), records.load(2)) == (going, over)
+
+
+def test_the_last_hundred_records_are_kept(store):
+    records = Records(store.records)
+    for _ in range(103):
+        records.create(replace(record(), phase="committed"))
+        records.prune()
+    assert records.numbers() == [*range(4, 104)]
+
+
+def test_what_is_said_of_a_switch_can_be_kept_by_everybody():
+    assert text("a\udcff" + "b" * 1000) == "a\\udcff" + "b" * (500 - 7) + "…"
