@@ -1,8 +1,8 @@
 """Verdicts on their way to the ledger, where this user has one. Loaded only then.
 
 Nothing on the data path waits: verdicts are submitted, and acknowledged later. While they cannot be (the service that
-writes has ended, or does not keep up) new connections are refused; those that are open were recorded when they were let
-through, and go on.
+writes has ended, or does not keep up) new connections wait for a moment, and then are refused; those that are open were
+recorded when they were let through, and go on.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import posix
 from osmoda.egress.loop import IN
 from osmoda.host import paths
 from osmoda.ledger.client import GREETING, Ledger, printable
-from osmoda.ledger.errors import LedgerError
+from osmoda.ledger.errors import BUSY, LedgerError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _PER_SECOND = 64  # verdicts of one sandbox that get an event each; of the others the next one tells how many they were
 _LATE = 5.0  # seconds after which an event that was not acknowledged means that nothing is written
+_MOST_WAITING = 256  # connections, until it is known whether there is a service
 _PAUSE = 0.2  # seconds between two tries to reach a service
 _LAST_PATIENCE = 2.0  # seconds for the last events
 _LONGEST = 300  # characters of a reason
@@ -44,8 +45,24 @@ class Feed:
         self._timer: Timer | None = None
         self._starting = False
         self._dialled = 0.0
+        self._since = loop.now
+        self._undecided = True
+        self._waiting: list[Callable[[], None]] = []
         self._refuse("its service has not answered yet")
         self._try()
+
+    def when_decided(self, call: Callable[[], None]) -> bool:
+        """Call `call` when it is known whether verdicts can be written; false when that is known already."""
+        if not self._undecided or len(self._waiting) >= _MOST_WAITING:
+            return False
+        self._waiting.append(call)
+        return True
+
+    def _decide(self) -> None:
+        self._undecided = False
+        waiting, self._waiting = self._waiting, []
+        for call in waiting:
+            self._loop.call_soon(call)
 
     # --- verdicts ---
 
@@ -104,6 +121,7 @@ class Feed:
         self._ledger.hear()
         if self._ledger.ready and not was_ready:
             self.refusal = ""
+            self._decide()
             if self._oldest is not None:
                 self._oldest = self._oldest[0], self._loop.now
         if self._oldest is not None and self._oldest[0].done:
@@ -114,6 +132,7 @@ class Feed:
             self._loop.unregister(fd)
             self._watched = -1
             self._refuse("the ledger's service has ended")
+            self._since, self._undecided = self._loop.now, True
             self._loop.call_soon(self._try_again)
 
     def _try_again(self) -> None:
@@ -126,6 +145,8 @@ class Feed:
 
     def _due(self) -> None:
         self._timer = None
+        if self._undecided and self._loop.now - self._since > _LATE:
+            self._decide()
         if self._ledger.fileno() < 0:
             self._try()
         elif not self._ledger.ready:
@@ -179,7 +200,10 @@ class Feed:
             if said == GREETING:
                 self._try_again()
             else:
-                self._refuse(said.decode(errors="backslashreplace") or "the ledger's service has not started")
+                reason = said.decode(errors="backslashreplace").strip().rpartition("\n")[2]
+                self._refuse(reason or "the ledger's service has not started")
+                if reason and not reason.startswith(BUSY):
+                    self._decide()
 
         self._loop.register(fd, IN, heard)
 

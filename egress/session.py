@@ -114,6 +114,11 @@ class Session:
         return Acceptor(self.loop, listener, lambda fd: self._accepted(fd, level, size), self.gateway.out_of_something)
 
     def _accepted(self, fd: int, level: int, size: int) -> None:
+        if self.ledger is not None and self.ledger.when_decided(lambda: self._accepted(fd, level, size)):
+            return
+        if self.ended:
+            self.loop.close(fd)
+            return
         accepted = adopt(fd)
         try:
             packed = accepted.getsockopt(level, _SO_ORIGINAL_DST, size)

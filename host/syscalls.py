@@ -421,9 +421,15 @@ def move_mount(from_fd: int, to_dirfd: int, to_path: bytes) -> None:
         _fail("move_mount", to_path)
 
 
-def mount_setattr(dirfd: int, attr_set: int, attr_clr: int = 0, userns_fd: int = 0, recursive: bool = False) -> None:
-    """Change the attributes of the mount at `dirfd`, with `recursive` of all below it (mount_setattr(2))."""
-    attr = _u64(attr_set, attr_clr, 0, userns_fd) if userns_fd else _structure(attr_set, attr_clr, 0, 0)
+def mount_setattr(
+    dirfd: int, attr_set: int, attr_clr: int = 0, userns_fd: int = 0, recursive: bool = False, propagation: int = 0
+) -> None:
+    """Change the attributes of the mount at `dirfd`, with `recursive` of all below it (mount_setattr(2)).
+
+    `propagation` is MS_PRIVATE or MS_SLAVE, or 0 to leave it as it is.
+    """
+    values = (attr_set, attr_clr, propagation, userns_fd)
+    attr = _u64(*values) if userns_fd else _structure(*values)
     flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
     if _call(_MOUNT_SETATTR, dirfd, b"", flags, attr, 32) < 0:
         _fail("mount_setattr")

@@ -173,6 +173,8 @@ class Ledger:
             except LedgerError as error:
                 ticket.error = str(error)
                 return
+            if ticket.seq or ticket.error:
+                return  # the service that was connected to has said so
             with self._state:
                 self._send()
                 events = select.POLLIN | (select.POLLOUT if self._unsent else 0)

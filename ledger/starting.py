@@ -9,7 +9,7 @@ import sys
 import time
 
 from osmoda.ledger.client import GREETING, ServiceGone
-from osmoda.ledger.errors import LedgerError
+from osmoda.ledger.errors import BUSY, LedgerBusy, LedgerError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,8 +44,14 @@ def start(
     try:
         _lock(lock, until)
         connection = connect()
-        if connection is None:
-            _spawn(folder, runtime, until)
+        while connection is None:
+            try:
+                _spawn(folder, runtime, until)
+            except LedgerBusy:
+                # A gateway starts one without waiting for its turn (`begin`), which listens in a moment.
+                if time.monotonic() >= until:
+                    raise
+                time.sleep(_PAUSE)
             connection = connect()
         return connection
     finally:
@@ -76,6 +82,8 @@ def _spawn(folder: str, runtime: str, until: float) -> None:
         posix.close(fd)
     if said != GREETING:
         text = said.decode(errors="backslashreplace").strip().rpartition("\n")[2]
+        if text.startswith(BUSY):
+            raise LedgerBusy(text)
         if not text:
             raise ServiceGone("the ledger's service was killed while it started, or has no time to")
         raise LedgerError(text)

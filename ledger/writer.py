@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from osmoda.ledger import database, folder, record
-from osmoda.ledger.errors import LedgerError
+from osmoda.ledger.errors import BUSY, LedgerBusy, LedgerError
 from osmoda.ledger.head import Head, Seal
 
 if TYPE_CHECKING:
@@ -245,7 +245,7 @@ def _lock(directory: str) -> int:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         os.close(fd)
-        raise LedgerError(f"another service writes the ledger in {directory}") from None
+        raise LedgerBusy(f"{BUSY} in {directory}") from None
     return fd
 
 

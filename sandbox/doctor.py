@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from osmoda.host import features as host_features
-from osmoda.host import syscalls
+from osmoda.host import paths, syscalls
 from osmoda.sandbox import mending, place, profile_file, report, syscall_numbers, trial, unattended
 from osmoda.sandbox.compile import compile_profile
 from osmoda.sandbox.errors import SandboxError
@@ -115,6 +115,8 @@ def show(checks: tuple[Check, ...], console: Console) -> None:
     """Print the checks for a person."""
     host = host_features.probe()
     console.print(report.heading(f"Linux {host.release}, {host.machine}, as uid {host.uid}"))
+    ledger = f"on the ledger in {paths.ledger()}" if paths.has_ledger() else "on no ledger (osmoda-ledger init)"
+    console.print(report.lines([(f"launches are put {ledger}", "")]))
     for layer in dict.fromkeys(check.layer for check in checks):
         mine = [check for check in checks if check.layer == layer]
         worst = next((check.status for check in mine if check.status != "active"), "active")

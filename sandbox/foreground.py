@@ -14,6 +14,7 @@ from osmoda.sandbox.init import Command
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import signal as _signal
+    from collections.abc import Sequence
     from typing import Protocol
 
     from osmoda.sandbox.doorway import Doorway, Gateways
@@ -202,11 +203,12 @@ def attend(monitor: Monitor, watched: Watched, command: Command) -> None:
 class Signals:
     """Signals of this process as events of the loop (a pipe, signal.set_wakeup_fd)."""
 
-    def __init__(self) -> None:
+    def __init__(self, numbers: Sequence[int] = _FORWARDED) -> None:
+        self._numbers = numbers
         self._read, self._write = posix.pipe2(posix.O_CLOEXEC | posix.O_NONBLOCK)
         self._before = [
             (number, _signal.signal(number, _noted))
-            for number in _FORWARDED
+            for number in numbers
             # What the caller ignores (nohup) stays ignored.
             if _signal.getsignal(number) != _signal.SIG_IGN
         ]
@@ -217,7 +219,7 @@ class Signals:
 
         def received() -> None:
             for number in posix.read(self._read, 256):
-                if number in _FORWARDED:
+                if number in self._numbers:
                     watched.send_signal(number)
 
         monitor.register(self._read, received)

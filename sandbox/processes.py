@@ -104,6 +104,20 @@ def is_init(pid: int) -> bool:
     return len(numbers) >= 2 and numbers[-1] == "1" and _TITLE.match(_command_line(pid)) is not None
 
 
+def identities() -> Iterator[tuple[int, str]]:
+    """The first processes of all sandboxes, by their titles alone, which are open to everybody: pid and name."""
+    for pid in _pids():
+        if _read(f"/proc/{pid}/comm").rstrip("\n") == COMM:
+            match = _TITLE.match(_command_line(pid))
+            if match is not None:
+                yield pid, match[1]
+
+
+def exists(identity: str) -> bool:
+    """Whether the first process of the sandbox of that name is there: when it has ended, so has all that was inside."""
+    return any(found == identity for _, found in identities())
+
+
 def end(one: Running, number: int | None) -> None:
     """End a sandbox, or send signal `number` to its payload. Raises SandboxError; one that is gone is no error."""
     target = one.pid if number is None else one.payload

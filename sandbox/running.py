@@ -97,7 +97,7 @@ class Running:
             except BlockingIOError:
                 break
             except ConnectionResetError:
-                data, descriptors = b"", []
+                continue  # it ended without having heard all that it was told; what it said last still waits
             except OSError as error:
                 if error.errno != errno.EMFILE:
                     raise

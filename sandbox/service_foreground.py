@@ -11,6 +11,7 @@ import marshal
 import os
 import signal
 import socket
+import time
 from typing import TYPE_CHECKING
 
 from osmoda.host import syscalls
@@ -20,7 +21,7 @@ from osmoda.sandbox.foreground import Signals
 from osmoda.sandbox.launcher import SERVICE
 from osmoda.sandbox.monitor import Monitor
 from osmoda.sandbox.service import Service
-from osmoda.sandbox.service_events import Ended, Failed, Notified, Started
+from osmoda.sandbox.service_events import Ended, Failed, MainEnded, Notified, Started
 from osmoda.sandbox.service_task import Task
 from osmoda.sandbox.streams import write_all
 
@@ -34,6 +35,11 @@ if TYPE_CHECKING:
     from osmoda.sandbox.service_task import ServiceRequest
 
 _FIRST_SOCKET = 3
+_FOR_EVER = 1e9  # seconds
+# All but those that cannot be caught, that are about this process itself, and that the kernel sends for a fault of it.
+_OWN = ("SIGKILL", "SIGSTOP", "SIGCHLD", "SIGPIPE", "SIGXFSZ", "SIGXCPU", "SIGTSTP", "SIGTTIN", "SIGTTOU", "SIGSEGV")
+_FAULTS = ("SIGBUS", "SIGFPE", "SIGILL", "SIGTRAP", "SIGSYS")
+_TO_THE_COMMAND = sorted({*signal.valid_signals()} - {signal.Signals[name] for name in (*_OWN, *_FAULTS)})
 _OURS = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC")
 _PASSED_ON = frozenset(
     (
@@ -63,6 +69,8 @@ def run_service(
     agent: str = "",
     from_children: bool = False,
     ready_when_started: bool = False,
+    to_all: int = 0,
+    patience: float = 0.0,
 ) -> int:
     """Run `argv` to its end in a sandbox of `profile`: its exit code; where a signal ended it, this process ends so.
 
@@ -70,12 +78,13 @@ def run_service(
     WATCHDOG_USEC are taken up as sd_listen_fds(3), sd_notify(3) and sd_watchdog_enabled(3) say, and `env` is the
     command's. Notifications of the command itself are passed on, with `from_children` those of all that is inside; what
     they say of pids, of descriptors and of who may notify is not. With `ready_when_started` READY=1 is said when the
-    command was executed.
+    command was executed. Signals are passed on to the command, and `to_all` to every process of the sandbox; what the
+    command leaves behind gets it, too, and has `patience` seconds before it is killed.
 
     For a single-threaded process. Raises SandboxError when the command could not be started.
     """
     given = _Given.taken(os.environ)
-    signals = Signals()
+    signals = Signals(_TO_THE_COMMAND)
     monitor = Monitor()
     gateways = Gateways()
     try:
@@ -90,8 +99,10 @@ def run_service(
                 stderr=2,
                 listeners=given.listeners,
                 notify=bool(given.notify),
+                hold=bool(to_all),
             ) as running:
-                result = _attend(monitor, running, signals, given, from_children, ready_when_started)
+                signals.forward(monitor, _Signalled(running, to_all))
+                result = _attend(monitor, running, given, from_children, ready_when_started, to_all, patience)
     finally:
         monitor.close()
         gateways.close()
@@ -164,7 +175,13 @@ class _Here:
 
 
 def _attend(
-    monitor: Monitor, running: Running, signals: Signals, given: _Given, from_children: bool, ready_when_started: bool
+    monitor: Monitor,
+    running: Running,
+    given: _Given,
+    from_children: bool,
+    ready_when_started: bool,
+    to_all: int,
+    patience: float,
 ) -> Result:
     """Be there until it has ended. Raises SandboxError."""
     ends: list[Ended | Failed] = []
@@ -177,9 +194,12 @@ def _attend(
                 given.tell(passed_on(event.data))
             elif isinstance(event, Started) and ready_when_started:
                 given.tell(b"READY=1")
+            elif isinstance(event, MainEnded):
+                running.signal_all(to_all)
+                if patience < _FOR_EVER:
+                    monitor.call_at(time.monotonic() + patience, running.kill)
 
     monitor.register(running.fileno(), heard)
-    signals.forward(monitor, _Signalled(running))
     while not ends:
         monitor.step()
     monitor.unregister(running.fileno())
@@ -191,11 +211,15 @@ def _attend(
 class _Signalled:
     """What `Signals` sends to."""
 
-    def __init__(self, running: Running) -> None:
+    def __init__(self, running: Running, to_all: int) -> None:
         self._running = running
+        self._to_all = to_all
 
     def send_signal(self, number: int) -> None:
-        self._running.signal_main(number)
+        if number == self._to_all:
+            self._running.signal_all(number)
+        else:
+            self._running.signal_main(number)
 
 
 def _end_by(number: int) -> None:

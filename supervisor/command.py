@@ -18,10 +18,11 @@ from osmoda.supervisor.switch import command as switch_command
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from osmoda.supervisor.enablement import Link
 
+_BOOTED_BY_SYSTEMD = "/run/systemd/system"  # sd_booted(3)
 _DOWN, _UNKNOWN = 3, 4  # exit codes of status, which are systemctl's (LSB)
 _SPANS = {"s": 1, "sec": 1, "min": 60, "m": 60, "h": 3600, "d": 86400, "day": 86400, "days": 86400, "w": 604800}
 _AGO = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]+)(?:\s+ago)?")
@@ -30,6 +31,10 @@ _FORMATS = ("%Y-%m-%d %H:%M:%S", "%Y-%m-%d %H:%M", "%Y-%m-%d")
 
 def main() -> int:
     """The command; its exit code. What goes wrong is one sentence on the standard error."""
+    if sys.argv[1:2] == ["exec"]:
+        from osmoda.supervisor import systemd_exec
+
+        return carry_out(grammar.PROGRAM, lambda: systemd_exec.main(sys.argv[2:]), (SupervisorError,))
     return carry_out(grammar.PROGRAM, lambda: _main(sys.argv[1:]), (SupervisorError,))
 
 
@@ -40,9 +45,18 @@ def _main(arguments: list[str]) -> int:
         raise UsageError("which verb? for instance: osmoda-watch status; see osmoda-watch --help")
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")
-    code = _VERBS[options.verb](options)
+    code = _verbs()[options.verb](options)
     sys.stdout.flush()
     return code
+
+
+def _verbs() -> dict[str, Callable[[argparse.Namespace], int]]:
+    """The verbs: where no daemon of this user runs and systemd has booted the host, those of systemd's engine."""
+    if not os.path.isdir(_BOOTED_BY_SYSTEMD) or control_client.is_there():
+        return _VERBS
+    from osmoda.supervisor import systemd_command
+
+    return {**_VERBS, **systemd_command.VERBS}
 
 
 def _full(name: str) -> str:
@@ -59,7 +73,7 @@ def _print_json(value: Any) -> None:
 def _job(verb: str) -> Callable[[argparse.Namespace], int]:
     def ask(options: argparse.Namespace) -> int:
         force = {"force": True} if getattr(options, "force", False) else {}
-        return _tell_outcomes(options, _asked(verb, getattr(options, "units", ()), quiet=options.json, **force))
+        return tell_outcomes(options, _asked(verb, getattr(options, "units", ()), quiet=options.json, **force))
 
     return ask
 
@@ -81,7 +95,8 @@ def _asked(verb: str, units: Sequence[str], *, quiet: bool, **more: bool) -> lis
     return outcomes
 
 
-def _tell_outcomes(options: argparse.Namespace, outcomes: list[dict[str, Any]]) -> int:
+def tell_outcomes(options: argparse.Namespace, outcomes: list[dict[str, Any]]) -> int:
+    """Print what has not been done, and why; the exit code."""
     if options.json:
         _print_json(outcomes)
     else:
@@ -100,6 +115,16 @@ def _status(options: argparse.Namespace) -> int:
     names = [_full(name) for name in options.units]
     found = control_client.ask("status", names)["units"]
     lines = {one["unit"]: _last_lines(str(one["unit"]), options.lines) for one in found}
+    return tell_status(options, names, found, lines)
+
+
+def tell_status(
+    options: argparse.Namespace,
+    names: Sequence[str],
+    found: Sequence[dict[str, Any]],
+    lines: Mapping[str, Sequence[log_view.Line]],
+) -> int:
+    """Print units with the last lines of their logs; the exit code, which is systemctl's."""
     if options.json:
         _print_json([one | {"log": lines[one["unit"]]} for one in found])
     else:
@@ -192,7 +217,7 @@ def _capacity(options: argparse.Namespace) -> int:
 
 def _logs(options: argparse.Namespace) -> int:
     folder = log_files.folder()
-    since = _moment(options.since) if options.since else 0.0
+    since = moment(options.since) if options.since else 0.0
     units = [_full(name) for name in options.units]
     unknown = [name for name in units if name not in log_files.units(folder)]
     if unknown and not options.follow:
@@ -212,7 +237,7 @@ def _wanted_lines(options: argparse.Namespace, folder: str, units: list[str], si
     return iter(log_view.lines(folder, units or log_files.units(folder), last=options.lines, since=since))
 
 
-def _moment(text: str) -> float:
+def moment(text: str) -> float:
     """Seconds since the epoch of "10min", "2h ago", "2026-01-31 12:00". Raises UsageError."""
     match = _AGO.fullmatch(text.strip())
     if match is not None and match[2] in _SPANS:
@@ -254,7 +279,7 @@ def _tell_links(options: argparse.Namespace, links: Sequence[Link], verb: str) -
         return 0 if all(one["ok"] for one in outcomes) else 1
     for one in links:
         print(clean(f"{'created' if verb == 'start' else 'removed'} {one.path} → {one.target}"))
-    return _tell_outcomes(options, outcomes)
+    return tell_outcomes(options, outcomes)
 
 
 def _check(options: argparse.Namespace) -> int:
@@ -283,6 +308,12 @@ def _daemon(options: argparse.Namespace) -> int:
     return 0
 
 
+def _systemd(options: argparse.Namespace) -> int:
+    from osmoda.supervisor import systemd_command
+
+    return systemd_command.drop_ins(options)
+
+
 def _completion(options: argparse.Namespace) -> int:
     import shtab
 
@@ -306,6 +337,7 @@ _VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
     "enable": _enable,
     "disable": _disable,
     "check": _check,
+    "systemd": _systemd,
     "switch": switch_command.run,
     "completion": _completion,
 }

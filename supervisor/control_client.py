@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,11 @@ class NoDaemon(SupervisorError):
 def folder() -> str:
     """The daemon's runtime directory. Raises OSError, UntrustedDirectory."""
     return paths.own_directory("runtime", "watch")
+
+
+def is_there() -> bool:
+    """Whether a daemon of this user takes requests, or was killed since this host was booted."""
+    return os.path.exists(f"{folder()}/control")
 
 
 def ask(

@@ -47,9 +47,9 @@ _THREADS = 64  # that wait for disks, and for agents that a check connects to
 def run(search: Sequence[str], ready: Callable[[], None]) -> None:
     """Be the daemon until a signal ends it; `ready` is called when it takes requests. Raises SupervisorError."""
     folder = control_client.folder()
-    lock = _lock(folder)
+    lock, before = _lock(folder)
     try:
-        left = remains.wait(folder)
+        left = remains.wait(folder, before)
         remains.mark(folder)
         _raise_open_files()
         echo = -1 if journal.has_stream(_STANDARD_ERROR) and os.path.exists(journal.SOCKET) else _STANDARD_ERROR
@@ -61,20 +61,29 @@ def run(search: Sequence[str], ready: Callable[[], None]) -> None:
         os.close(lock)
 
 
-def _lock(folder: str) -> int:
-    """A descriptor whose lock is this daemon's for as long as it lives. Raises SupervisorError."""
+def _lock(folder: str) -> tuple[int, int]:
+    """A descriptor whose lock is this daemon's for as long as it lives, and the pid of the last one that had it.
+
+    Raises SupervisorError.
+    """
     fd = os.open(os.path.join(folder, _LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        pid = os.pread(fd, 32, 0).decode().strip()
+        pid = _pid_in(fd)
         os.close(fd)
         raise SupervisorError(
             f"a daemon of this user runs already, with pid {pid}: it holds {folder}/{_LOCK}"
         ) from None
+    before = _pid_in(fd)
     os.ftruncate(fd, 0)
     os.pwrite(fd, b"%d\n" % os.getpid(), 0)
-    return fd
+    return fd, before
+
+
+def _pid_in(fd: int) -> int:
+    written = os.pread(fd, 32, 0).strip()
+    return int(written) if written.isdigit() else 0
 
 
 def _raise_open_files() -> None:

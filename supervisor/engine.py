@@ -149,6 +149,7 @@ class Engine:
         if missing is not None:
             return self._refused(unit.name, f"{missing}, without which it does not start (Requisite=), is not up")
         held = self._held(unit)
+        stops = held.stops
         if held.machine.active in ("active", "reloading"):
             return Outcome(unit.name, True)
         await self._stop_all(name for name in unit.dependencies.conflicts if name in self.units)
@@ -164,6 +165,9 @@ class Engine:
                 return Outcome(unit.name, True, str(skipped))
             except (SupervisorError, SandboxError) as error:
                 return self._refused(unit.name, str(error))
+            if self._closing or held.stops != stops:
+                prepared.service.close()
+                return self._refused(unit.name, "it was stopped before it was started")
             held.read_again(unit, prepared, self._group(unit))
             self.shared.follow()
         if by_hand and held.machine.restarts.group is not None:
@@ -186,7 +190,12 @@ class Engine:
         """Stop units and those that cannot be without them; each after those that were started after it."""
         known = {name: held.unit for name, held in self.units.items()}
         wanted = jobs.stopped_with(known, [self.full_name(name) for name in names])
-        unknown = [Outcome(name, True, "it does not run") for name in map(self.full_name, names) if name not in known]
+        listening = self.sockets.names()
+        unknown = [
+            Outcome(name, True, "" if name in listening else "it does not run")
+            for name in map(self.full_name, names)
+            if name not in known
+        ]
 
         async def one(unit: Unit, _: Mapping[str, Outcome]) -> Outcome:
             if report is not None:
@@ -199,6 +208,7 @@ class Engine:
         return unknown + await self._in_order(units, jobs.before_stop(units), one)
 
     async def _stop_one(self, held: Supervised) -> Outcome:
+        held.stops += 1
         if not held.machine.is_down:
             self._acts.after("stop", {"unit": held.name})
         done = await held.ask(StopAsked(), "stop")
@@ -358,9 +368,9 @@ class Engine:
         """Stop all in reverse order, and let go of it."""
         self._closing = True
         self.sockets.close_all()
-        await self.stop([*self.units])
         for task in self._background:
             task.cancel()
+        await self.stop([*self.units])
         for held in self.units.values():
             await held.close()
         self.shared.close()

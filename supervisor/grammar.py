@@ -28,6 +28,7 @@ def parser(verb: str = "") -> argparse.ArgumentParser:
     _add_jobs(verbs)
     _add_looks(verbs)
     _add_files(verbs)
+    _add_systemd(verbs)
     switch.add_verbs(verbs)
     add_completion(verbs, PROGRAM)
     found: argparse.ArgumentParser = verbs.choices[verb] if verb else command
@@ -196,3 +197,19 @@ def _add_files(verbs: Any) -> None:
         one.add_argument("--now", action="store_true", help=f"also {'start' if one is enable else 'stop'} them")
     for one in (enable, disable, check):
         _folder(one)
+
+
+def _add_systemd(verbs: Any) -> None:
+    systemd = add_verb(
+        verbs,
+        "systemd",
+        "drop-ins that have systemd confine units",
+        "Where systemd has booted the host and no daemon of osmoda's runs, systemd starts the units, and drop-ins\n"
+        "have it run each of their commands in its sandbox. `start` and `enable` write them; `systemd write` does\n"
+        "only that. `systemd check` says of each unit with a section [X-Osmoda], and of each with a drop-in,\n"
+        "whether systemd would run it in its sandbox; exit code 1 when it would not. `systemd remove` takes the\n"
+        "drop-ins of units away that do not run: then systemd starts them unconfined.",
+        ("systemd check", "systemd write research-agent", "systemd remove research-agent"),
+    )
+    systemd.add_argument("action", choices=["check", "write", "remove"], help="what to do")
+    _units(systemd, "*")

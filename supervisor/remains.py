@@ -4,7 +4,8 @@ Its agents die with it: their sandboxes' first processes are told by the kernel 
 (PR_SET_PDEATHSIG), and the launcher sees the end of file on its socket. The next daemon begins when all of that is
 gone, so that no agent ever runs twice. A daemon marks what it starts with a variable of the environment: what carries
 the mark was forked or started by a daemon of this runtime directory, and only osmoda's own programs have it, since an
-agent's environment is made anew.
+agent's environment is made anew. That of a sandbox's first process is closed to ordinary users; its title is not, which
+begins with the pid of the daemon.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import os
 import signal
 import time
 
+from osmoda.sandbox import processes
 from osmoda.supervisor.errors import SupervisorError
 
 VARIABLE = "OSMODA_WATCH_DAEMON"
@@ -27,13 +29,13 @@ def mark(folder: str) -> None:
     os.environ[VARIABLE] = folder
 
 
-def wait(folder: str) -> int:
-    """Wait until nothing of an earlier daemon of `folder` is left; how many processes that were.
+def wait(folder: str, daemon: int = 0) -> int:
+    """Wait until nothing of an earlier daemon of `folder`, whose pid was `daemon`, is left.
 
-    Raises SupervisorError when something does not end.
+    Returns how many processes that were. Raises SupervisorError when something does not end.
     """
     began = time.monotonic()
-    first = found = marked(folder)
+    first = found = left(folder, daemon)
     while found:
         waited = time.monotonic() - began
         if waited > _PATIENCE:
@@ -45,8 +47,18 @@ def wait(folder: str) -> int:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.kill(pid, signal.SIGKILL)
         time.sleep(_PERIOD)
-        found = marked(folder)
+        found = left(folder, daemon)
     return len(first)
+
+
+def left(folder: str, daemon: int) -> list[int]:
+    """What carries the mark of `folder`, and the first processes of the sandboxes of a daemon that has ended."""
+    return sorted({*marked(folder), *(_sandboxes(daemon) if daemon and not os.path.exists(f"/proc/{daemon}") else ())})
+
+
+def _sandboxes(daemon: int) -> list[int]:
+    """The sandboxes that a process has made; where the number is another one's by now, they are its own."""
+    return [pid for pid, identity in processes.identities() if identity.startswith(f"{daemon:x}-")]
 
 
 def marked(folder: str) -> list[int]:

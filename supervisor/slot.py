@@ -6,6 +6,7 @@ import asyncio
 import os
 from typing import TYPE_CHECKING
 
+from osmoda.sandbox import processes
 from osmoda.sandbox.service import Ended, Failed, Started
 from osmoda.supervisor.capture import Pipe
 from osmoda.supervisor.preparation import open_output
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from osmoda.supervisor.state_messages import Which
     from osmoda.supervisor.unit import Output
 
+_PERIOD = 0.005  # seconds between looks for a sandbox that is being ended
+_PATIENCE = 10.0  # until that is said
+
 
 class Slot:
     """Where one command of a unit runs; `heard` is told of its events, until `close`."""
@@ -29,6 +33,7 @@ class Slot:
         self.started = False
         self.task: asyncio.Task[None] | None = None
         """What has to be waited for before it can be started."""
+        self._going: asyncio.Task[None] | None = None  # its launcher was lost, and it may still run for a moment
         self._heard = heard
         self._outlet = outlet
         self._loop = asyncio.get_running_loop()
@@ -94,15 +99,31 @@ class Slot:
                 for pipe in self._pipes:
                     pipe.pid = event.pid
             elif isinstance(event, Ended | Failed):
+                identity = self.running.identity
                 for pipe in self._pipes:
                     pipe.drain()
                 self._let_go()
+                if isinstance(event, Failed):
+                    self._going = self._loop.create_task(self._tell_when_gone(event, identity))
+                    return
             self._heard(self, event)
+
+    async def _tell_when_gone(self, event: Failed, identity: str) -> None:
+        """Where a launcher is lost, the kernel ends its sandboxes; until it has, another one may not be started."""
+        began = self._loop.time()
+        told = False
+        while await asyncio.to_thread(processes.exists, identity):
+            if not told and self._loop.time() - began > _PATIENCE:
+                told = True
+                self._outlet.say(f"sandbox {identity} should have ended, and does not: it is waited for", 3)
+            await asyncio.sleep(_PERIOD)
+        self._going = None
+        self._heard(self, event)
 
     def signal(self, number: int, *, everyone: bool) -> bool:
         """Send a signal; false where nothing runs that could get it."""
         if self.running is None:
-            return False
+            return self._going is not None
         if everyone:
             self.running.signal_all(number)
         else:
@@ -112,7 +133,7 @@ class Slot:
     def kill(self) -> bool:
         """End all that is inside; false where nothing runs. Its end is an event."""
         if self.running is None:
-            return False
+            return self._going is not None
         self.running.kill()
         return True
 
@@ -124,8 +145,9 @@ class Slot:
 
     def close(self) -> None:
         """End it, if it still runs, and tell nobody."""
-        if self.task is not None:
-            self.task.cancel()
+        for task in (self.task, self._going):
+            if task is not None:
+                task.cancel()
         self._let_go()
         for pipe in self._pipes:
             pipe.close()

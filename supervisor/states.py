@@ -99,6 +99,7 @@ class Machine:
         self._stopping = False  # somebody wants it down
         self._told = False  # whether the start that was asked for has had its answer
         self._up_since = math.inf
+        self._refused = ""  # what kept a program of it from being started
         self._timers: dict[str, float] = {}
         self._now = 0.0
         self._out: list[Command] = []
@@ -226,7 +227,7 @@ class Machine:
             return
         self.result, self.exit_code, self.exit_signal, self.main_pid = "success", None, 0, 0
         self.status, self.errno, self.watchdog = "", 0, self.unit.watchdog
-        self._told, self._up_since = False, math.inf
+        self._told, self._up_since, self._refused = False, math.inf, ""
         self._begin("condition", "condition", self.unit.exec_condition, self.unit.timeout_start)
 
     def _begin(self, sub: str, kind: Kind, commands: Sequence[Exec], timeout: float) -> None:
@@ -423,6 +424,7 @@ class Machine:
     def _not_started(self, event: NotStarted) -> None:
         missing = event.code in (126, 127)
         self._say(event.text, 3)
+        self._refused = self._refused or event.text
         result = "exit-code" if missing else "resources"
         if event.which == "main":
             self._main = self._program = False
@@ -642,7 +644,9 @@ class Machine:
             self.result = result
 
     def _sentence(self) -> str:
-        return "it was stopped" if self._stopping else state_words.reason(self.result, self.exit_code, self.exit_signal)
+        if self._stopping:
+            return "it was stopped"
+        return self._refused or state_words.reason(self.result, self.exit_code, self.exit_signal)
 
     def _say(self, text: str, level: int = 6) -> None:
         self._out.append(Say(text, level))

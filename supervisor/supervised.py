@@ -64,6 +64,8 @@ class Supervised:
         self.since = time.time()
         """When its state became what it is, in seconds since the epoch."""
         self.last_problem = ""
+        self.stops = 0
+        """How often somebody has asked for its end: whoever is about to start it looks whether that has changed."""
         self.last_warning = ""
         """The last that its log was told of it and that is no mere note."""
         self.denials: deque[Denial] = deque(maxlen=_KEPT_DENIALS)

@@ -25,6 +25,8 @@ _SYSTEM = (
     *("/etc/osmoda/units", "/etc/systemd/system", "/run/osmoda/units", "/run/systemd/system"),
     *("/usr/local/lib/systemd/system", "/usr/lib/systemd/system"),
 )
+GENERATED = "zzz-osmoda.conf"
+"""The drop-in that has systemd run a unit's commands in their sandbox: for systemd, not for whoever reads the unit."""
 MOST_LINKS = 8  # aliases of aliases, as in systemd
 
 
@@ -45,6 +47,18 @@ def search_path() -> tuple[str, ...]:
         "/usr/local/lib/systemd/user",
         "/usr/lib/systemd/user",
     )
+
+
+def systemd_path() -> tuple[str, ...]:
+    """Where systemd itself looks for units (systemd.unit(5)), and osmoda when it drives systemd; both in this order."""
+    if os.geteuid() == 0:
+        return (
+            *("/etc/systemd/system.control", "/run/systemd/system.control", "/run/systemd/transient"),
+            *("/run/systemd/generator.early", "/etc/systemd/system", "/etc/systemd/system.attached"),
+            *("/run/systemd/system", "/run/systemd/system.attached", "/run/systemd/generator"),
+            *("/usr/local/lib/systemd/system", "/usr/lib/systemd/system", "/run/systemd/generator.late"),
+        )
+    return search_path()[1:]
 
 
 class NoSuchUnit(UnitError):
@@ -124,7 +138,7 @@ class UnitFiles:
         folders += [f"{folder}/{found.name.suffix[1:]}.d" for folder in self.search]
         for folder in folders:
             for entry in _scan(folder):
-                if entry.name.endswith(".conf") and not entry.name.startswith("."):
+                if entry.name.endswith(".conf") and not entry.name.startswith(".") and entry.name != GENERATED:
                     chosen.setdefault(entry.name, entry.path)
         return [chosen[name] for name in sorted(chosen) if not _is_masked(chosen[name])]
 

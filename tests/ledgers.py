@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from osmoda.host import paths
 from osmoda.ledger import folder, reading, record
 from osmoda.ledger.client import SOCKET
 from osmoda.ledger.writer import Entry, Writer
@@ -113,3 +114,21 @@ def recorded(world: World) -> Iterator[World]:
     for name in (SOCKET, "starting"):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(runtime_of(world) / name)
+
+
+# The ledger of the test's own process
+
+
+@pytest.fixture
+def places(no_leftovers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path, Path]]:
+    """The state and runtime directories of this process, as `host/paths` has them; the service's is ended."""
+    state, runtime = tmp_path / "state", no_leftovers / "runtime"
+
+    def named(kind: str) -> str:
+        return str({"state": state, "runtime": runtime}[kind])
+
+    monkeypatch.setattr(paths, "directory", named)
+    yield state / "ledger", runtime / "ledger"
+    end_service(runtime / "ledger")
+    for left in (runtime / "ledger").glob("*") if runtime.exists() else ():
+        left.unlink()

@@ -80,9 +80,13 @@ def mounts() -> dict[str, str]:
 
 
 def cgroups() -> dict[str, str]:
-    """Every cgroup that osmoda made, in every hierarchy: a line to its directory."""
+    """Every cgroup that osmoda made, in every hierarchy: a line to its directory.
+
+    But not those in which a systemd of the tests' own, which may run beside these, has its units.
+    """
     found = {}
-    for top, _, _ in os.walk("/sys/fs/cgroup"):
+    for top, folders, _ in os.walk("/sys/fs/cgroup"):
+        folders[:] = [name for name in folders if not name.startswith("osmoda-container-")]
         if "/osmoda" in top and not top.endswith("/osmoda"):
             found[f"cgroup {top}"] = top
     return found

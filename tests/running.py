@@ -29,12 +29,17 @@ from types import FrameType
 import pytest
 
 FOLDER = "OSMODA_TEST_RUNNING"
-PATIENCE = float(os.environ.get("OSMODA_TEST_SECONDS", "240"))  # seconds
+PATIENCE = float(os.environ.get("OSMODA_TEST_SECONDS", "300"))  # seconds
+# What a shell has ignored for what it runs in the background, or nohup(1): a sandbox would ignore it, as it should.
+USUAL = {signal.SIGINT: signal.default_int_handler, signal.SIGQUIT: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL}
 GRACE = 20.0  # seconds: for the stacks to be shown, and for xdist to notice that a worker is gone
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Say that this worker is here; or look on, in the process that hands out the tests."""
+    for number, usual in USUAL.items():
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, usual)
     limit = float(config.getini("faulthandler_timeout"))
     if worker := os.environ.get("PYTEST_XDIST_WORKER"):
         if folder := os.environ.get(FOLDER):

@@ -20,6 +20,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import pytest
@@ -55,6 +56,27 @@ with open(int(channel), "wb") as answers:
 """
 
 
+class Program(subprocess.Popen[Any]):
+    """A program that a test has started: nobody waits for it for ever, and a block that fails ends it.
+
+    Without that, an assertion that fails while the program waits for its input would not be heard of: at the end of the
+    block it is waited for.
+    """
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self.kill()
+        super().__exit__(kind, error, traceback)
+
+    def wait(self, timeout: float | None = None) -> int:
+        return super().wait(SECONDS if timeout is None else timeout)
+
+    def communicate(self, input: Any = None, timeout: float | None = None) -> tuple[Any, Any]:
+        return super().communicate(input, SECONDS if timeout is None else timeout)
+
+
 @dataclass(frozen=True)
 class World:
     """Somebody to run things as. `tmp` is a directory of theirs, `home` lies in it."""
@@ -88,11 +110,11 @@ class World:
         cwd: str | os.PathLike[str] | None = None,
         env: Mapping[str, str] | None = None,
         **options: Any,
-    ) -> subprocess.Popen[Any]:
+    ) -> Program:
         """Start `command`; its pid is the command's own. `env` is added to this world's environment."""
         environment = {**self.environment, **(env or {})}
         here = cwd if self.uid == os.getuid() else None
-        return subprocess.Popen(self.argv(command, cwd), cwd=here or self.tmp, env=environment, **options)
+        return Program(self.argv(command, cwd), cwd=here or self.tmp, env=environment, **options)
 
     def run(
         self,
@@ -109,11 +131,7 @@ class World:
         options.setdefault("stdout", subprocess.PIPE)
         options.setdefault("stderr", subprocess.PIPE)
         with self.popen(command, text=text, **options) as process:
-            try:
-                output, errors = process.communicate(input, timeout)
-            except BaseException:
-                process.kill()
-                raise
+            output, errors = process.communicate(input, timeout)
         result = subprocess.CompletedProcess(list(command), process.returncode, output, errors)
         if check and result.returncode != 0:
             pytest.fail(f"{result.args} as {self.name} exited with {result.returncode}:\n{output}\n{errors}")

@@ -37,12 +37,18 @@ def open_source(path: bytes) -> tuple[int, posix.stat_result]:
 
 
 def clone_tree(fd: int, attributes: int, userns_fd: int = -1) -> int:
-    """A detached copy of the mounts at `fd` with `attributes`; with `userns_fd`, idmapped through that namespace."""
+    """A detached copy of the mounts at `fd` with `attributes`; with `userns_fd`, idmapped through that namespace.
+
+    It is private: a copy of a shared mount, as systemd makes them all, is its peer, and what is mounted on either shows
+    on the other, on the host as well (mount_namespaces(7)).
+    """
     tree = syscalls.open_tree(fd, b"", _CLONE_TREE)
+    private = syscalls.MS_PRIVATE
     if userns_fd >= 0:
-        syscalls.mount_setattr(tree, attributes | syscalls.MOUNT_ATTR_IDMAP, 0, userns_fd, recursive=True)
+        mapped = attributes | syscalls.MOUNT_ATTR_IDMAP
+        syscalls.mount_setattr(tree, mapped, 0, userns_fd, recursive=True, propagation=private)
     else:
-        syscalls.mount_setattr(tree, attributes, recursive=True)
+        syscalls.mount_setattr(tree, attributes, recursive=True, propagation=private)
     return tree
 
 

@@ -17,6 +17,7 @@ from osmoda.egress.registration import GATE_PORT
 from tests.internet import Internet
 from tests.sandboxed import PYTHON, Sandboxed, Step
 from tests.servers import names
+from tests.worlds import Program
 
 FAMILIES = (4, 6)
 ALLOW = ["www.example.test"]
@@ -81,7 +82,7 @@ def greeting(address: str, port: int, internet: Internet) -> Iterator[None]:
         "    with listener.accept()[0] as one: one.sendall(b'hello from the host')\n"
     )
     argv = internet.outside.argv([PYTHON, "-c", source, address, str(port)])
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL) as server:
+    with Program(argv, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL) as server:
         assert server.stdout is not None
         assert server.stdout.readline() == b"ready\n"
         try:
@@ -235,7 +236,7 @@ def test_abstract_sockets_of_the_host(attacker: Sandboxed, web: Internet) -> Non
         "print('ready', flush=True); sys.stdin.read()\n"
     )
     argv = web.outside.argv([PYTHON, "-c", held, name])
-    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
+    with Program(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
         assert server.stdout is not None
         assert server.stdout.readline() == b"ready\n"
         assert attacker.world.run([PYTHON, "-c", source, name]).stdout == "connected\n"

@@ -30,6 +30,7 @@ import peers  # noqa: E402
 import supervisors  # noqa: E402
 from table import Row, table  # noqa: E402
 
+import ledger  # noqa: E402
 from tests.worlds import World, make_world  # noqa: E402
 
 
@@ -165,6 +166,8 @@ def main() -> None:
                 who, options.peers.resolve(), options.rounds // 2, 200
             )
             lines += found
+    found, everything["ledger"] = ledger.bench("root" if os.getuid() == 0 else "user")
+    lines += found
     Console(width=None if sys.stdout.isatty() else 160).print(table(lines))
     if options.json:
         answer = {"host": list(platform.uname()), "rows": [asdict(row) | {"met": row.met} for row in lines]}

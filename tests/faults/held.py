@@ -157,7 +157,7 @@ class Tracer:
         return Ended(process.returncode, output, errors, self._acted, time.monotonic() - began, self._stages)
 
     def _follow(self, main: int, until: float, said: Sequence[Said]) -> int:
-        """Until all have ended, and nobody holds the streams: one that was born to a process being killed comes late."""
+        """Until all have ended, and nobody holds the streams: one that was born to a process being killed is late."""
         result: int | None = None
         while self._traced or not all(one.ended() for one in said):
             if not self._traced:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.worlds import Program
+
 MOUNT = next((path for path in ("/sys/fs/cgroup", "/sys/fs/cgroup/unified") if Path(path, "cgroup.procs").exists()), "")
 NAME = f"osmoda-test-{os.getpid():x}"
 pytestmark = pytest.mark.skipif(
@@ -43,7 +45,7 @@ def place():
 
 def start(place, code):
     argv = [sys.executable, "-c", LAUNCHER + code, str(place)]
-    return subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return Program(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def folders(place):

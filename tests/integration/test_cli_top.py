@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,9 @@ def test_a_real_sandbox_its_connection_and_its_refusals_are_told(world: World, p
     argv = world.osmoda_argv("top", "--json", "--interval", "0.2")
     with agent(world, port) as process, world.popen(argv, stdout=subprocess.PIPE, text=True) as top:
         refused: dict[str, dict[str, Any]] = {}
+        deadline = time.monotonic() + SECONDS
         for look in looks(top):
+            assert time.monotonic() < deadline, f"of what is refused it has told {refused.keys()}, and last {look}"
             (one,) = [one for one in look["sandboxes"] if one["identity"] == f"{process.pid:x}-1"]
             if not refused:
                 assert world.is_root or {each["uid"] for each in look["sandboxes"]} == {world.uid}

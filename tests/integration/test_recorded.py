@@ -16,6 +16,9 @@ from osmoda.sandbox import LaunchError, Pool, Sandbox
 from tests.ledgers import directory_of, end_service, events_of, runtime_of, service_of
 from tests.worlds import World
 
+# A service that cannot use its ledger ends at once, and is init's to reap.
+pytestmark = pytest.mark.orphans
+
 
 def of_kind(world: World, kind: str) -> list[dict[str, object]]:
     return [one["event"] for one in events_of(world) if one["kind"] == kind]
@@ -78,7 +81,6 @@ def test_a_name_that_is_no_utf8_and_a_long_command_line_are_written_all_the_same
     assert len(json.dumps(launch)) < 20_000
 
 
-@pytest.mark.orphans
 def test_nothing_runs_that_cannot_be_put_on_it(recorded: World):
     marker = recorded.tmp / "work" / "ran"
     marker.parent.mkdir()
@@ -148,7 +150,6 @@ def use_a_pool_that_waits(directory: str, runtime: str) -> tuple[int, str, int]:
         return first, said, pool.run(["true"]).status
 
 
-@pytest.mark.orphans
 def test_a_pool_s_sandbox_does_not_run_what_cannot_be_put_on_it(recorded: World):
     first, said, last = recorded.call(use_a_pool_that_waits, str(directory_of(recorded)), str(runtime_of(recorded)))
     assert (first, last) == (0, 0)
@@ -215,7 +216,6 @@ def test_an_edit_is_on_it_before_it_is_made(recorded: World, profile: Path):
     assert edit["before"] != edit["sha256"]
 
 
-@pytest.mark.orphans
 def test_an_edit_that_cannot_be_put_on_it_is_not_made(recorded: World, profile: Path):
     seal_off(recorded)
     done = recorded.egress("allow", str(profile), "api.example.test")

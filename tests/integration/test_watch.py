@@ -372,3 +372,127 @@ def test_a_launcher_that_is_killed_costs_a_restart(watch: Watch, number: int) ->
 def launchers(daemon: int) -> list[int]:
     children = Path(f"/proc/{daemon}/task/{daemon}/children").read_text().split()
     return [int(pid) for pid in children if b"sandbox.launcher" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+@AS_ROOT
+def test_what_is_enabled_starts_with_the_daemon_unless_somebody_stopped_it(watch: Watch) -> None:
+    for name in ("enabled", "plain"):
+        watch.unit(name, ExecStart=watch.program(name, SLEEPER))
+        path = watch.units / f"{name}.service"
+        path.write_text(path.read_text() + "[Install]\nWantedBy=multi-user.target\n")
+    made = watch.do("enable", "--units", watch.units, "enabled")
+    link = watch.units / "multi-user.target.wants" / "enabled.service"
+    assert made == f"created {link} → {watch.units}/enabled.service\n"
+    watch.up()
+    watch.wait_for("enabled", state="active")
+    assert watch.run("status", "plain").returncode == 3
+    listed = {one["unit"]: one for one in json.loads(watch.do("list", "--json"))}
+    assert {name: listed[f"{name}.service"]["enabled"] for name in ("enabled", "plain")} == {
+        "enabled": "yes",
+        "plain": "no",
+    }
+    watch.do("start", "plain")
+    watch.do("stop", "enabled")
+    watch.down()
+    watch.up()
+    watch.wait_for("plain", state="active")
+    assert watch.run("status", "enabled").returncode == 3
+    watch.do("disable", "--units", watch.units, "enabled")
+    assert not link.exists()
+
+
+@AS_USER
+def test_unit_files_are_read_again_when_somebody_says_so(watch: Watch) -> None:
+    watch.unit("agent", unit="Description=Before", ExecStart=watch.program("agent", SLEEPER), Restart="always")
+    watch.up()
+    watch.do("start", "agent")
+    pid = watch.status("agent")["pid"]
+    watch.unit("agent", unit="Description=After", ExecStart=f"{PYTHON} main.py", Restart="no")
+    assert watch.status("agent")["description"] == "Before"
+    watch.do("daemon-reload")
+    after = watch.status("agent")
+    assert (after["description"], after["pid"]) == ("After", pid)
+    os.kill(pid, signal.SIGKILL)
+    watch.wait_for("agent", state="failed", result="signal")  # Restart=no is what it says now
+    # The same by a signal; a file that is broken meanwhile changes nothing.
+    watch.unit("agent", unit="Description=Broken", ExecStart=f"{PYTHON} main.py", Restart="perhaps")
+    assert watch.process is not None
+    watch.process.send_signal(signal.SIGHUP)
+    watch.wait_for_line("agent", "it stays as it was read before: ")
+    assert watch.status("agent")["description"] == "After"
+
+
+@AS_ROOT
+def test_a_pool_serves_restarts(watch: Watch) -> None:
+    options = {"ExecStart": watch.program("pooled", SLEEPER), "Restart": "always", "RestartSec": 0}
+    watch.unit("pooled", section="Pool=1", **options)
+    watch.up()
+    watch.do("start", "pooled")
+    for restarts in range(1, 4):
+        pid = watch.status("pooled")["pid"]
+        os.kill(pid, signal.SIGKILL)
+        watch.wait_for("pooled", state="active", restarts=restarts)
+        assert not Path(f"/proc/{pid}").exists()
+        assert len(watch.processes("pooled")) == 1
+    watch.do("stop", "pooled")
+    assert watch.processes() == {}
+
+
+REACHING = """
+import socket, sys
+for path in sys.argv[1:]:
+    with socket.socket(socket.AF_UNIX) as one:
+        try:
+            one.connect(path)
+            print("REACHED", path, flush=True)
+        except OSError as error:
+            print("refused", error.strerror, flush=True)
+"""
+
+
+@AS_USER
+def test_no_agent_gives_orders_to_its_supervisor(watch: Watch) -> None:
+    """Attacks the control socket from a sandbox; the file system it does not show is the layer that stops it."""
+    watch.up()
+    runtime = (
+        watch.world.environment.get("OSMODA_RUNTIME_DIR") or f"{watch.world.environment['XDG_RUNTIME_DIR']}/osmoda"
+    )
+    path = f"{runtime}/watch/control"
+    control = watch.world.run([PYTHON, "-c", REACHING, path], check=True).stdout
+    assert control == f"REACHED {path}\n"  # outside it can be reached
+    watch.unit("reaching", ExecStart=f"{watch.program('reaching', REACHING)} {path}")
+    watch.do("start", "reaching")
+    assert watch.wait_for_line("reaching", "refused") == "refused No such file or directory"
+    # Nor where a profile shows it the folder: a read-only overlay has no socket of the host's to connect to.
+    program = f"{watch.program('granted', REACHING)} {path}"
+    watch.unit("granted", ExecStart=program, section=f"Profile={watch.world.tmp}/granted.toml")
+    profile = watch.world.tmp / "granted.toml"
+    shown = f'read = ["{runtime}", "{watch.folder("granted")}"]'
+    profile.write_text(f"schema = 1\ntier = 1\n[filesystem]\n{shown}\n")
+    watch.world.own(profile)
+    watch.do("start", "granted")
+    assert watch.wait_for_line("granted", "refused") == "refused Connection refused"
+
+
+FOUND = """
+import sys
+from osmoda.supervisor import remains
+print(*remains.marked(sys.argv[1]), *remains._sandboxes(int(sys.argv[2])))
+"""
+
+
+def test_all_that_a_daemon_has_started_can_be_found_by_the_next_one(watch: Watch) -> None:
+    """The first processes of sandboxes above all: who waits for these waits for all that is inside."""
+    watch.unit("agent", ExecStart=watch.program("agent", SLEEPER))
+    watch.up()
+    watch.do("start", "agent")
+    runtime = (
+        watch.world.environment.get("OSMODA_RUNTIME_DIR") or f"{watch.world.environment['XDG_RUNTIME_DIR']}/osmoda"
+    )
+    assert watch.process is not None
+    words = (f"{runtime}/watch", str(watch.process.pid))
+    found = {*map(int, watch.world.python(FOUND, *words, check=True).stdout.split())}
+    agent = watch.status("agent")["pid"]
+    init = int(Path(f"/proc/{agent}/stat").read_text().rpartition(")")[2].split()[1])
+    assert {init, *launchers(watch.process.pid)} <= found
+    assert agent not in found  # its environment is its own

@@ -16,6 +16,7 @@ from osmoda.egress.policy import Policy
 from osmoda.host import paths
 from tests import egress_fakes
 from tests.egress_fakes import Gateway, Session
+from tests.worlds import Program
 
 # A gateway in a network namespace of its own, in which a server says its name on the ports of argv. Of JSON lines on
 # stdin: code to run. Its records are printed.
@@ -64,7 +65,7 @@ gateway.log.close()
 class Other:
     def __init__(self, name, agent="writer", opened=100.0, family=4, ports=(8081,)):
         command = [sys.executable, "-c", OTHER, name, agent, str(opened), str(family), *map(str, ports)]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.process = Program(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout.readline() == "ready\n"
 
     def do(self, code):

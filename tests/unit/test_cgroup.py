@@ -12,6 +12,7 @@ import pytest
 
 from osmoda.host import cgroup, delegation
 from osmoda.host.cgroup import Group, Hierarchy
+from tests.worlds import Program
 
 NAME = f"osmoda-unit-{os.getpid():x}"
 M = 1 << 20
@@ -41,7 +42,7 @@ def start(group, code):
     """Python in the group, from before its first line."""
     joins = group.open_for_join()
     program = f"from osmoda.host import cgroup\ncgroup.join({joins})\n{code}"
-    process = subprocess.Popen([sys.executable, "-c", program], pass_fds=joins, stdout=subprocess.PIPE, text=True)
+    process = Program([sys.executable, "-c", program], pass_fds=joins, stdout=subprocess.PIPE, text=True)
     for fd in joins:
         os.close(fd)
     return process

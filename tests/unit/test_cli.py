@@ -9,6 +9,7 @@ import textwrap
 import pytest
 
 from osmoda.sandbox import cli
+from tests.worlds import Program
 
 PROFILE = """\
 schema = 1
@@ -215,7 +216,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
         from osmoda.sandbox.cli import main
         sys.exit(main(["explain", "--tier", "2"]))
     """)
-    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = Program([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.close()
     assert process.stderr.read() == b""
     process.stderr.close()

@@ -14,11 +14,13 @@ import time
 
 import pytest
 
-from osmoda.egress import asking, control, control_client, control_messages, metrics
+from osmoda.egress import asking, control, control_client, control_messages, memory_file, metrics
 from osmoda.egress.control_client import Client, ControlError, GatewaySilent, NoSuchSandbox
 from osmoda.host import paths
 from tests import egress_fakes
 from tests.egress_fakes import Gateway, Session
+from tests.internet import eventually
+from tests.worlds import Program
 
 
 @pytest.fixture
@@ -237,23 +239,25 @@ def test_the_gateway_that_has_a_sandbox_is_asked_first_and_the_others_when_it_ha
         client.policy("none", blob, os.getpid())
 
 
-def test_of_two_policies_the_later_one_stays(gateway, listening, client):
+def test_of_two_policies_the_later_one_stays(gateway, listening):
     session = Session(gateway, "box", "research")
     large = egress_fakes.policy(allow={f"n{number}.example.com": "t.toml:2" for number in range(50_000)})
-    errors = []
-
-    def push():
-        with pytest.raises(ControlError) as raised:
-            Client().policy("box", large)
-        errors.append(str(raised.value))
-
-    thread = threading.Thread(target=push)
-    thread.start()
-    while not gateway.do(lambda: listening.loading):
-        pass
-    assert client.policy("box", egress_fakes.policy(deny={"evil.com": "t.toml:3"})) == 0
-    thread.join()
-    assert errors == ["a later edit has taken its place"]
+    both_are_sent = threading.Event()
+    gateway.loop.call_from_thread(lambda: both_are_sent.wait(30))
+    with contextlib.ExitStack() as stack:
+        channels = []
+        for blob in (large, egress_fakes.policy(deny={"evil.com": "t.toml:3"})):
+            channels.append(stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)))
+            channels[-1].settimeout(30)
+            channels[-1].connect(listening.path)
+            body = memory_file.create("policy", blob)
+            control_messages.say(channels[-1], {"verb": "policy", "session": "box"}, (body,))
+            os.close(body)
+        both_are_sent.set()
+        assert [hear(channel) for channel in channels] == [
+            {"error": "a later edit has taken its place"},
+            {"closed": 0},
+        ]
     assert session.policy.denied_explicitly("evil.com", 443)
 
 
@@ -332,30 +336,26 @@ def test_watching(gateway, client):
     first = []
     thread = threading.Thread(target=lambda: first.append(next(found)))
     thread.start()
-    while not gateway.do(lambda: list(gateway.log.watchers)):
-        pass
+    eventually(lambda: gateway.do(lambda: list(gateway.log.watchers)), "somebody watches")
     gateway.do(lambda: gateway.write({"event": "name", "sandbox": "a", "name": "evil.com"}) or True)
     thread.join(10)
     assert first == [{"event": "name", "sandbox": "a", "name": "evil.com"}]
     gateway.do(lambda: [gateway.write({"n": number}) for number in range(300)])
     assert [next(found)["n"] for _ in range(300)] == list(range(300))
     found.close()
-    while gateway.do(lambda: list(gateway.log.watchers)):
-        pass
+    eventually(lambda: not gateway.do(lambda: list(gateway.log.watchers)), "nobody watches")
 
 
 def test_watching_some_sandboxes(gateway, channel):
     control_messages.say(channel, {"verb": "watch", "sandboxes": ["a", "c"]})
-    while not gateway.do(lambda: list(gateway.log.watchers)):
-        pass
+    eventually(lambda: gateway.do(lambda: list(gateway.log.watchers)), "somebody watches")
     gateway.do(lambda: [gateway.write({"sandbox": name}) for name in "abc"])
     assert [hear(channel), hear(channel)] == [{"sandbox": "a"}, {"sandbox": "c"}]
 
 
 def test_a_watcher_that_does_not_read_misses_records_and_is_told(gateway, channel):
     control_messages.say(channel, {"verb": "watch"})
-    while not gateway.do(lambda: list(gateway.log.watchers)):
-        pass
+    eventually(lambda: gateway.do(lambda: list(gateway.log.watchers)), "somebody watches")
     gateway.do(lambda: [gateway.write({"n": number, "name": "x" * 500}) for number in range(3000)])
     found = [hear(channel)]
     while "missed" not in found[-1]:
@@ -385,8 +385,7 @@ def test_metrics(gateway, client):
 
 def test_stopping(gateway, client):
     assert client.stop(2.5) == 1
-    while not gateway.drained:
-        pass
+    eventually(lambda: gateway.drained, "it is to end")
     assert gateway.drained == [2.5]
 
 
@@ -422,10 +421,7 @@ listening.close()
 @pytest.fixture
 def others():
     """Two gateways in processes of their own."""
-    started = [
-        subprocess.Popen([sys.executable, "-c", GATEWAY, name], stdout=subprocess.PIPE, text=True)
-        for name in ("x", "y")
-    ]
+    started = [Program([sys.executable, "-c", GATEWAY, name], stdout=subprocess.PIPE, text=True) for name in ("x", "y")]
     for process in started:
         assert process.stdout.readline() == "ready\n"
     yield started
@@ -509,7 +505,7 @@ def test_a_gateway_that_starts_later_is_watched_too(client, monkeypatch):
     thread = threading.Thread(target=lambda: found.append(next(watching)))
     thread.start()
     code = GATEWAY.replace("gateway.loop.run()", LATER)
-    with subprocess.Popen([sys.executable, "-c", code, "late"], stdout=subprocess.PIPE, text=True) as process:
+    with Program([sys.executable, "-c", code, "late"], stdout=subprocess.PIPE, text=True) as process:
         thread.join(10)
         assert found == [{"event": "late"}]
         watching.close()

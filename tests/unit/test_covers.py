@@ -9,6 +9,7 @@ import pytest
 
 from osmoda.sandbox import covers
 from osmoda.sandbox.operations import mounting
+from tests.worlds import Program
 
 
 def test_the_covers_of_a_plan_are_its_masks_and_pins_in_what_it_writes():
@@ -32,7 +33,7 @@ def test_a_lost_mount_is_found_under_any_name(tmp_path, name):
     script = 'mount -t tmpfs none "$0" && echo up && read line && umount "$0" && echo down && read line'
     pipe = subprocess.PIPE
     command = ["unshare", "--map-root-user", "--mount", "--propagation", "private", "sh", "-c", script, str(folder)]
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as other:
+    with Program(command, stdin=pipe, stdout=pipe, text=True) as other:
         assert other.stdout.readline() == "up\n"
         mounts = covers.Mounts(other.pid)
         try:
@@ -48,7 +49,7 @@ def test_a_lost_mount_is_found_under_any_name(tmp_path, name):
 
 
 def test_a_process_that_is_gone_is_told_from_one_that_cannot_be_looked_at():
-    gone = subprocess.Popen(["true"])
+    gone = Program(["true"])
     gone.wait()
     with pytest.raises(ProcessLookupError):
         covers.Mounts(gone.pid)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import ipaddress
 
 import pytest
@@ -248,6 +249,7 @@ _hosts = (
 )
 
 
+@functools.cache
 def means(host: str, target: str) -> bool:
     """Whether `target` (a name or an address) is one of those that `host` means, by another way."""
     try:

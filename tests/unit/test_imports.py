@@ -18,9 +18,8 @@ import osmoda.supervisor.switch
 from tests.worlds import REPOSITORY, World
 
 TEXT = (REPOSITORY / "docs" / "architecture.md").read_text()
-ROWS = re.findall(
-    r"^\| `((?:host|ledger|egress|sandbox|supervisor)/[\w/]+)` \| (yes)? ?\| (.+) \|$", TEXT, re.MULTILINE
-)
+ROW = r"^\| `((?:host|ledger|egress|sandbox|supervisor)/[\w/]+)` \| (yes)? ?\| (.+) \|$"
+ROWS = re.findall(ROW, TEXT, re.MULTILINE)
 HOT = [name for name, hot, _ in ROWS if hot]
 ROOMS = {"host": osmoda.host, "ledger": osmoda.ledger, "egress": osmoda.egress, "sandbox": osmoda.sandbox}
 ROOMS["supervisor/switch"] = osmoda.supervisor.switch

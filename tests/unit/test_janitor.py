@@ -12,6 +12,7 @@ import pytest
 
 from osmoda.host import cgroup
 from osmoda.host.cgroup import Group
+from tests.worlds import Program
 
 NAME = f"osmoda-janitor-{os.getpid():x}"
 HERE = cgroup.find()
@@ -44,7 +45,7 @@ def there(groups):
 
 def start(code, groups):
     words = [":".join((str(group.version), *group.directories)) for group in groups]
-    process = subprocess.Popen(
+    process = Program(
         [sys.executable, "-c", START + code, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
@@ -76,7 +77,7 @@ def test_a_killed_monitors_groups_are_removed(groups):
 def test_with_the_processes_in_them(groups):
     joins = groups[0].open_for_join()
     code = f"from osmoda.host import cgroup; cgroup.join({joins}); print('in', flush=True); input()"
-    with subprocess.Popen(
+    with Program(
         [sys.executable, "-c", code], pass_fds=joins, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as inside:
         for fd in joins:

@@ -12,6 +12,7 @@ import pytest
 
 from osmoda.host import paths
 from osmoda.sandbox import lease
+from tests.worlds import Program
 
 HOLD = "import sys; print('held', flush=True); sys.stdin.read()"
 
@@ -64,7 +65,7 @@ def test_a_child_holds_the_lease_after_its_parent_let_go(few, holding):
     uid, fd = lease.acquire()
     other, second = lease.acquire()
     holding.append(second)
-    with subprocess.Popen(
+    with Program(
         [sys.executable, "-c", HOLD], pass_fds=[fd], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as child:
         os.close(fd)

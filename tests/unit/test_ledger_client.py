@@ -15,28 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from osmoda.host import paths
 from osmoda.ledger import client, folder, reading, verification
 from osmoda.ledger.client import Ledger, open_ledger
 from osmoda.ledger.errors import LedgerError
 from tests.ledgers import end_service, service_of
 
 BODY = {"agent": "research", "argv": ["true"]}
-
-
-@pytest.fixture
-def places(no_leftovers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path, Path]]:
-    """The state and runtime directories of this process, as `host/paths` has them; the service's is ended."""
-    state, runtime = tmp_path / "state", no_leftovers / "runtime"
-
-    def named(kind: str) -> str:
-        return str({"state": state, "runtime": runtime}[kind])
-
-    monkeypatch.setattr(paths, "directory", named)
-    yield state / "ledger", runtime / "ledger"
-    end_service(runtime / "ledger")
-    for left in (runtime / "ledger").glob("*") if runtime.exists() else ():
-        left.unlink()
 
 
 @pytest.fixture

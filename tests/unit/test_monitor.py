@@ -84,7 +84,9 @@ def watched(loop, clock, kernel):
     os.write(write, b"x")
     pidfd = os.open("/dev/null", os.O_RDONLY)
     command = SimpleNamespace(terminals=())
-    launched = SimpleNamespace(control=ours, pidfd=pidfd, plan=None, command=command, doorway=None)
+    plan = SimpleNamespace(egress=b"")
+    recorded = {"recorded": False, "ticket": None}
+    launched = SimpleNamespace(control=ours, pidfd=pidfd, plan=plan, command=command, doorway=None, **recorded)
     made = Watched(loop, launched, lambda outcome: None)
     loop.sandboxes.add(made)
     made.listener = read

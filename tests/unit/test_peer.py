@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from osmoda.host import peer
+from tests.worlds import Program
 
 CONNECT = """
 import socket, sys
@@ -31,7 +32,7 @@ def listener(tmp_path):
 def refusal(listener, *prefix):
     """Of a process that `prefix` starts."""
     command = [*prefix, sys.executable, "-c", CONNECT, listener.getsockname()]
-    with subprocess.Popen(command) as process:
+    with Program(command) as process:
         connection, _ = listener.accept()
         with connection:
             found = peer.refusal(connection)
@@ -61,7 +62,7 @@ def test_the_same_holds_for_whoever_has_sent_a_datagram():
     assert peer.refusal_of_sender(os.getpid(), os.geteuid()) == ""
     assert peer.refusal_of_sender(os.getpid(), 54321) == f"uid 54321 may not: this is a process of uid {os.geteuid()}"
     command = ["unshare", "--user", "--map-current-user", "--pid", "--fork", "--kill-child", "sh", "-c", "echo; read x"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+    with Program(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         process.stdout.readline()
         with open(f"/proc/{process.pid}/task/{process.pid}/children") as children:
             (inside,) = map(int, children.read().split())
@@ -79,7 +80,7 @@ def test_without_pidfds_of_peers_the_answer_is_the_same(listener, monkeypatch):
 
 
 def test_a_process_that_has_ended_may_not(listener):
-    with subprocess.Popen([sys.executable, "-c", CONNECT, listener.getsockname()]) as process:
+    with Program([sys.executable, "-c", CONNECT, listener.getsockname()]) as process:
         connection, _ = listener.accept()
         process.kill()
     with connection:

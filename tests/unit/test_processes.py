@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -61,3 +63,26 @@ def test_a_process_that_is_gone_is_no_sandbox():
         os._exit(0)
     os.waitpid(pid, 0)
     assert not processes.is_init(pid)
+
+
+LOOKALIKE = """
+import sys
+open("/proc/self/comm", "w").write("osmoda-init")
+print(flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_sandbox_is_there_until_its_first_process_has_ended():
+    title = "osmoda-init 7f-1 tier-2 agent.toml"
+    pipe = subprocess.PIPE
+    with subprocess.Popen([title, "-c", LOOKALIKE], executable=sys.executable, stdin=pipe, stdout=pipe) as one:
+        assert one.stdin is not None
+        assert one.stdout is not None
+        assert one.stdout.readline()
+        assert processes.exists("7f-1")
+        assert not processes.exists("7f-11")
+        assert not processes.exists("7f")
+        one.stdin.close()
+        os.waitid(os.P_PID, one.pid, os.WEXITED | os.WNOWAIT)
+        assert not processes.exists("7f-1")  # not even while nobody has waited for it

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from osmoda.egress import records
 from osmoda.egress.records import Log, encode
+from tests.worlds import Program
 
 
 class Clock:
@@ -294,8 +295,7 @@ print(log.lost)
 
 def test_gateways_that_write_at_once_lose_and_tear_nothing(tmp_path):
     writers = [
-        subprocess.Popen([sys.executable, "-c", WRITE, str(tmp_path), who], stdout=subprocess.PIPE, text=True)
-        for who in "abcd"
+        Program([sys.executable, "-c", WRITE, str(tmp_path), who], stdout=subprocess.PIPE, text=True) for who in "abcd"
     ]
     assert [writer.communicate()[0] for writer in writers] == ["0\n"] * 4
     names = sorted(os.listdir(tmp_path), reverse=True)

@@ -23,6 +23,7 @@ from osmoda.egress.control_client import Client
 from osmoda.egress.registration import Channel, Opening
 from osmoda.host import paths, syscalls
 from tests import egress_fakes
+from tests.worlds import Program
 
 SERVE = """
 import json, os, sys
@@ -41,7 +42,7 @@ print("ended", flush=True)
 class Service:
     def __init__(self, confine="pass", environment=None, **options):
         command = [sys.executable, "-c", SERVE, json.dumps({"workers": 2, **options}), confine]
-        self.process = subprocess.Popen(
+        self.process = Program(
             command,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -200,7 +200,7 @@ def test_a_program_that_cannot_be_executed():
     play = Play()
     play.hear(StartAsked())
     assert play.hear(NotStarted("main", "/bin/agent was not found", 127)) == [
-        Done("start", False, "its program exited with 203"),
+        Done("start", False, "/bin/agent was not found"),
         Done("stop", True),
     ]
     assert (play.sub, play.machine.result) == ("failed", "exit-code")
@@ -211,7 +211,7 @@ def test_a_sandbox_that_cannot_be_set_up():
     play = Play()
     play.hear(StartAsked())
     orders = play.hear(NotStarted("main", "no user namespaces here"))
-    assert orders[0] == Done("start", False, "its sandbox could not be set up")
+    assert orders[0] == Done("start", False, "no user namespaces here")
     assert play.machine.result == "resources"
 
 

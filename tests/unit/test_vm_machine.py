@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.vm.machine import NO_STATUS, Machine
+from tests.worlds import Program
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -83,7 +84,7 @@ from tests.vm.__main__ import interruptible
 interruptible()
 sys.exit(run(Path({str(tmp_path)!r}), "echo up >>$answers; sleep 1000 & sleep 1000", 60))
 """
-    with subprocess.Popen([sys.executable, "-c", code], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as lane:
+    with Program([sys.executable, "-c", code], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as lane:
         assert lane.stdout.readline().endswith("up\n")
         os.kill(lane.pid, number)
         assert lane.stdout.read() == ""

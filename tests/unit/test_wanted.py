@@ -35,10 +35,20 @@ def test_a_file_that_is_none_is_as_if_there_were_none(tmp_path, text):
     assert Wanted(str(tmp_path / "wanted.json")).now(["a"]) == ["a"]
 
 
-def marked(folder, program="import sys; sys.stdin.read()", **options):
-    """A process that looks as if a daemon of `folder` had started it."""
-    environment = {**os.environ, remains.VARIABLE: folder}
-    return subprocess.Popen([sys.executable, "-c", program], env=environment, stdin=subprocess.PIPE, **options)
+STAYS = "import sys; print(flush=True); sys.stdin.read()"
+
+
+def started(argv, **options):
+    """A process that stays until its input ends, once it is there: in exec(2) it has no environment for a moment."""
+    one = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, **options)
+    assert one.stdout is not None
+    assert one.stdout.readline()
+    return one
+
+
+def marked(folder):
+    """One that looks as if a daemon of `folder` had started it."""
+    return started([sys.executable, "-c", STAYS], env={**os.environ, remains.VARIABLE: folder})
 
 
 def test_what_a_killed_daemon_left_is_waited_for(tmp_path):
@@ -52,12 +62,26 @@ def test_what_a_killed_daemon_left_is_waited_for(tmp_path):
         timer.start()
         reaper.start()
         assert remains.wait(folder) == 1
-        assert one.poll() == 0
+        reaper.join()
+        assert one.returncode == 0
         assert other.poll() is None
         assert other.stdin is not None
         other.stdin.close()
         timer.join()
-        reaper.join()
+
+
+def test_a_sandbox_is_known_by_its_title_where_its_environment_is_closed(tmp_path):
+    with subprocess.Popen(["true"]) as daemon:
+        pass
+    code = "import sys; open('/proc/self/comm', 'w').write('osmoda-init'); print(flush=True); sys.stdin.read()"
+    title = f"osmoda-init {daemon.pid:x}-3 tier-2 agent.toml"
+    with started([title, "-c", code], executable=sys.executable) as one:
+        assert one.stdin is not None
+        assert remains.left(str(tmp_path), daemon.pid) == [one.pid]
+        assert remains.left(str(tmp_path), 0) == []
+        # A daemon that is there, or another process with its number, has its sandboxes for itself.
+        assert remains.left(str(tmp_path), os.getpid()) == []
+        one.stdin.close()
 
 
 def test_what_does_not_end_is_killed(tmp_path, monkeypatch):
@@ -82,5 +106,7 @@ def test_nothing_is_started_beside_what_stays(tmp_path, monkeypatch):
 def test_what_a_daemon_starts_carries_its_mark(tmp_path, monkeypatch):
     monkeypatch.setenv(remains.VARIABLE, "")
     remains.mark(str(tmp_path))
-    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as one:
+    with started([sys.executable, "-c", STAYS]) as one:
+        assert one.stdin is not None
         assert remains.marked(str(tmp_path)) == [one.pid]
+        one.stdin.close()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import shlex
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tests.vm import supplies
@@ -32,32 +33,42 @@ ExecStart=/bin/sh /checks.sh
 ExecStopPost=/usr/bin/systemctl poweroff --force --force
 """
 # Through a pipe: a program that sees a terminal behaves otherwise.
-SCRIPT = (
-    '{{ status=0; python3 /limits.py {} || status=$?; printf "\\n%s %s\\n" {} "$status"; }} 2>&1 | cat >/dev/ttyS1\n'
-)
+SCRIPT = '{{ status=0; {} || status=$?; printf "\\n%s %s\\n" {} "$status"; }} 2>&1 | cat >{}\n'
+TARGET = "osmoda-checks.target"
 
 
 def run(where: Path, wheel: Path, folder: Path, checks: Sequence[str], seconds: float) -> int:
     """Run all checks, or those that are named: their exit status."""
     image = supplies.kernel(where)
-    with open(where / ".using-root", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        root = supplies.root(where, wheel)
+    with root_in_use(where, wheel) as root:
         share = f"local,path={root},mount_tag=osmoda,security_model=none,readonly=on"
         machine = Machine(
             image,
             folder,
             options=("--root", str(root), "--systemd", "--rw"),
-            kernel_options=("systemd.unit=osmoda-checks.target",),
+            kernel_options=(f"systemd.unit={TARGET}",),
             devices=("-virtfs", share, "-no-reboot"),
         )
         shutil.copy(LIMITS, root)
-        (root / "checks.sh").write_text(SCRIPT.format(shlex.join(checks), machine.word))
-        units = root / "etc/systemd/system"
         init = root / "usr/sbin/init"
         init.unlink()
         init.write_text(INIT)
         init.chmod(0o755)
-        (units / "osmoda-checks.service").write_text(CHECKS)
-        (units / "osmoda-checks.target").write_text("[Unit]\nRequires=osmoda-checks.service\n")
+        to_do(root, shlex.join(["python3", "/limits.py", *checks]), machine.word, "/dev/ttyS1")
         return machine.run(seconds)
+
+
+@contextlib.contextmanager
+def root_in_use(where: Path, wheel: Path) -> Iterator[Path]:
+    """A root with systemd and what the wheel holds, for one lane at a time."""
+    with open(where / ".using-root", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield supplies.root(where, wheel)
+
+
+def to_do(root: Path, command: str, word: str, answers: str) -> None:
+    """Have what boots from it run a shell command: its output goes to `answers`, then the word with its status."""
+    (root / "checks.sh").write_text(SCRIPT.format(command, word, answers))
+    units = root / "etc/systemd/system"
+    (units / "osmoda-checks.service").write_text(CHECKS)
+    (units / TARGET).write_text("[Unit]\nRequires=osmoda-checks.service\n")
