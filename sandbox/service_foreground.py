@@ -26,7 +26,7 @@ from osmoda.sandbox.service_task import Task
 from osmoda.sandbox.streams import write_all
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, MutableMapping, Sequence
+    from collections.abc import Callable, Mapping, MutableMapping, Sequence
 
     from osmoda.sandbox.plan import Plan
     from osmoda.sandbox.process import Result
@@ -71,6 +71,7 @@ def run_service(
     ready_when_started: bool = False,
     to_all: int = 0,
     patience: float = 0.0,
+    beside: Callable[[Running, Callable[[bytes], None]], None] | None = None,
 ) -> int:
     """Run `argv` to its end in a sandbox of `profile`: its exit code; where a signal ended it, this process ends so.
 
@@ -79,7 +80,8 @@ def run_service(
     command's. Notifications of the command itself are passed on, with `from_children` those of all that is inside; what
     they say of pids, of descriptors and of who may notify is not. With `ready_when_started` READY=1 is said when the
     command was executed. Signals are passed on to the command, and `to_all` to every process of the sandbox; what the
-    command leaves behind gets it, too, and has `patience` seconds before it is killed.
+    command leaves behind gets it, too, and has `patience` seconds before it is killed. `beside` is called once the
+    command was executed, with what runs and a way to tell the manager something; it may start a thread.
 
     For a single-threaded process. Raises SandboxError when the command could not be started.
     """
@@ -102,7 +104,7 @@ def run_service(
                 hold=bool(to_all),
             ) as running:
                 signals.forward(monitor, _Signalled(running, to_all))
-                result = _attend(monitor, running, given, from_children, ready_when_started, to_all, patience)
+                result = _attend(monitor, running, given, from_children, ready_when_started, to_all, patience, beside)
     finally:
         monitor.close()
         gateways.close()
@@ -182,6 +184,7 @@ def _attend(
     ready_when_started: bool,
     to_all: int,
     patience: float,
+    beside: Callable[[Running, Callable[[bytes], None]], None] | None,
 ) -> Result:
     """Be there until it has ended. Raises SandboxError."""
     ends: list[Ended | Failed] = []
@@ -192,8 +195,11 @@ def _attend(
                 ends.append(event)
             elif isinstance(event, Notified) and (from_children or event.is_main):
                 given.tell(passed_on(event.data))
-            elif isinstance(event, Started) and ready_when_started:
-                given.tell(b"READY=1")
+            elif isinstance(event, Started):
+                if ready_when_started:
+                    given.tell(b"READY=1")
+                if beside is not None:
+                    beside(running, given.tell)
             elif isinstance(event, MainEnded):
                 running.signal_all(to_all)
                 if patience < _FOR_EVER:

@@ -179,7 +179,6 @@ def _bound(unit: SocketUnit, listen: Listen, paths: list[str]) -> socket.socket:
         else:
             _bind_path(unit, one, listen.address)
             paths.append(listen.address)
-        one.setblocking(False)
     except BaseException:
         one.close()
         raise

@@ -5,6 +5,7 @@ The verb calls `found(options.plan)` and prints `as_dict` of it with --json, `wo
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ from osmoda.supervisor.status_words import table
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+_BOOTED_BY_SYSTEMD = "/run/systemd/system"  # sd_booted(3)
+
 
 def found(plan: str = "") -> tuple[Fit, plans_file.Plans, bool]:
     """What runs on this host, in its room or in that of `plan`; the file; and whether a daemon could be asked.
@@ -25,14 +28,23 @@ def found(plan: str = "") -> tuple[Fit, plans_file.Plans, bool]:
     Raises SupervisorError.
     """
     plans = plans_file.load()
-    try:
-        units = control_client.ask("status", brief=True)["units"]
-        asked = True
-    except control_client.NoDaemon:
-        units, asked = [], False
+    units, asked = _running()
     needs = [need for one in units if (need := _need(one, plans)) is not None]
     chosen = plans.plan(plan) if plan else None
     return capacity.fit(needs, chosen.room if chosen else host_room.room(), plans, chosen), plans, asked
+
+
+def _running() -> tuple[list[dict[str, Any]], bool]:
+    """The units of this user's daemon, or of systemd where that is the engine; and whether there was one to ask."""
+    try:
+        return control_client.ask("status", brief=True)["units"], True
+    except control_client.NoDaemon:
+        if not os.path.isdir(_BOOTED_BY_SYSTEMD):
+            return [], False
+    from osmoda.supervisor import systemd_engine
+
+    found: list[dict[str, Any]] = systemd_engine.converse(lambda engine: engine.snapshots([], brief=False))
+    return found, True
 
 
 def _need(one: Mapping[str, Any], plans: plans_file.Plans) -> Need | None:

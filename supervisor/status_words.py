@@ -82,7 +82,7 @@ def log_line(line: Mapping[str, Any], *, colour: bool | None = None) -> str:
     """A line of a log: when, the unit with the pid that has printed it, and the text, harmless to print."""
     who = clean(str(line.get("unit") or ""))
     pid = line.get("pid")
-    mark = "" if line.get("stream") != "watch" else " osmoda-watch"
+    mark = {"watch": " osmoda-watch", "systemd": " systemd"}.get(str(line.get("stream")), "")
     text = clean(str(line.get("text") or ""))
     code = _LEVELS.get(int(line.get("level") or 6), "" if line.get("stream") != "stderr" else "33")
     when = time.strftime("%b %d %H:%M:%S", time.localtime(float(line.get("time") or 0)))

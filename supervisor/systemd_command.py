@@ -23,6 +23,11 @@ def _job(do: Callable[[SystemdEngine, Sequence[str]], Any]) -> Callable[[argpars
     return ask
 
 
+def _start(options: argparse.Namespace) -> int:
+    forced = bool(getattr(options, "force", False))  # `enable --now` has no such option
+    return command.tell_outcomes(options, converse(lambda engine: engine.start(options.units, forced=forced)))
+
+
 def _status(options: argparse.Namespace) -> int:
     names = [full_name(name) for name in options.units]
     found = converse(lambda engine: engine.snapshots(names, brief=False))
@@ -85,7 +90,7 @@ def drop_ins(options: argparse.Namespace) -> int:
 
 
 VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
-    "start": _job(SystemdEngine.start),
+    "start": _start,
     "stop": _job(SystemdEngine.stop),
     "restart": _job(SystemdEngine.restart),
     "reload": _job(SystemdEngine.reload),

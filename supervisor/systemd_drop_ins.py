@@ -155,15 +155,11 @@ def _refuse(unit: Unit) -> None:
                 raise UnitError(
                     'the prefix "@" is not possible here: a sandbox executes what its first word names', command.origin
                 )
-    for directive, given, instead in (
-        ("HealthCheck", bool(unit.osmoda.health.checks), "WatchdogSec= with Type=notify"),
-        ("RestartGroup", bool(unit.osmoda.group), "StartLimitBurst= of each unit"),
-    ):
-        if given:
-            origin = unit.origins.get(f"X-Osmoda.{directive}")
-            raise UnitError(
-                f"{directive}= needs osmoda's own engine; under systemd, {instead} is what there is", origin
-            )
+    if unit.osmoda.group:
+        raise UnitError(
+            "RestartGroup= needs osmoda's own engine; under systemd, StartLimitBurst= of each unit is what there is",
+            unit.origins.get("X-Osmoda.RestartGroup"),
+        )
 
 
 def path(folder: str, unit: str) -> str:

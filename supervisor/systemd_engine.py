@@ -8,8 +8,10 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
+from osmoda.sandbox import processes
 from osmoda.sandbox.errors import SandboxError
 from osmoda.supervisor import systemd_drop_ins, systemd_files, systemd_snapshots
+from osmoda.supervisor.admission import Admission, DoesNotFit
 from osmoda.supervisor.confinement import confine
 from osmoda.supervisor.errors import SupervisorError
 from osmoda.supervisor.jobs import closure
@@ -20,6 +22,7 @@ from osmoda.supervisor.unit_files import systemd_path
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
 
+    from osmoda.sandbox.profile import Profile
     from osmoda.supervisor.unit import Unit
 
 type Outcome = dict[str, Any]
@@ -103,9 +106,34 @@ class SystemdEngine:
 
     # --- what can be asked ---
 
-    async def start(self, names: Sequence[str]) -> list[Outcome]:
-        """Confine units, and start them with what they need."""
-        return await self._confined(names, "StartUnit")
+    async def start(self, names: Sequence[str], *, forced: bool = False) -> list[Outcome]:
+        """Confine units, and start them with what they need. One more than has room is refused, unless `forced`."""
+        names = [*map(full_name, names)]
+        refused = {} if forced else await self._without_room(names)
+        started = await self._confined([name for name in names if name not in refused], "StartUnit")
+        return [outcome(name, False, text) for name, text in refused.items()] + started
+
+    async def _without_room(self, names: Sequence[str]) -> dict[str, str]:
+        """Those of the services `names` for which this host has no room beside what runs, and why."""
+        admission = Admission()
+        for name in systemd_files.confined():
+            if await self._is_up(name):
+                profile = await asyncio.to_thread(_profile_of, name)
+                if profile is not None:
+                    admission.admit(name, profile, forced=True)
+        refused = {}
+        for name in names:
+            profile = None if await self._is_up(name) else await asyncio.to_thread(_profile_of, name)
+            if profile is not None:
+                try:
+                    admission.admit(name, profile)
+                except DoesNotFit as error:
+                    refused[name] = str(error)
+        return refused
+
+    async def _is_up(self, name: str) -> bool:
+        state = (await self._manager.properties(name)).get("ActiveState")
+        return state not in (None, "inactive", "failed")
 
     async def restart(self, names: Sequence[str]) -> list[Outcome]:
         """Stop and start units as their files are now. One that could not be confined so is not stopped."""
@@ -218,10 +246,11 @@ class SystemdEngine:
     async def snapshots(self, names: Sequence[str], *, brief: bool) -> list[dict[str, Any]]:
         """How units are; without names all that are confined."""
         found = []
+        running = await asyncio.to_thread(processes.running)
         for name in [*map(full_name, names)] or systemd_files.confined():
             shown = await self._manager.properties(name)
             if shown.get("LoadState") == "loaded":
-                found.append(await asyncio.to_thread(systemd_snapshots.of, name, shown, brief=brief))
+                found.append(await asyncio.to_thread(systemd_snapshots.of, name, shown, running, brief=brief))
         return found
 
     # --- jobs ---
@@ -240,6 +269,14 @@ class SystemdEngine:
             return outcome(name, True)
         shown = await self._manager.properties(name)
         return outcome(name, False, systemd_snapshots.why(result, shown))
+
+
+def _profile_of(name: str) -> Profile | None:
+    """What a service runs under; None for one that is no service, or that its start will refuse."""
+    try:
+        return confine(Loader(systemd_path()).load(name)).profile if name.endswith(".service") else None
+    except (SupervisorError, SandboxError):
+        return None
 
 
 def full_name(name: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 from typing import TYPE_CHECKING
 
 from osmoda.host import features
@@ -17,7 +18,7 @@ from osmoda.sandbox.compile import compile_profile
 from osmoda.sandbox.errors import CommandError, SandboxError
 from osmoda.sandbox.service_foreground import run_service
 from osmoda.sandbox.terminal_text import clean
-from osmoda.supervisor import preparation, systemd_drop_ins
+from osmoda.supervisor import preparation, systemd_drop_ins, systemd_health
 from osmoda.supervisor.confinement import confine
 from osmoda.supervisor.environment import expand
 from osmoda.supervisor.errors import SupervisorError
@@ -41,7 +42,7 @@ _SAID_BY_SYSTEMD = (
 def main(arguments: list[str]) -> int:
     """`exec KIND NUMBER MARK UNIT`, for drop-ins: the exit code. Raises SupervisorError for anything else."""
     match arguments:
-        case [kind, number, mark, name] if kind in systemd_drop_ins.KINDS and number.isdecimal():
+        case [kind, number, mark, name] if kind in (*systemd_drop_ins.KINDS, "health") and number.isdecimal():
             return run(kind, int(number), mark, name)
     raise SupervisorError("`osmoda-watch exec` is for the drop-ins that `osmoda-watch start` writes for systemd")
 
@@ -58,6 +59,10 @@ def run(kind: str, number: int, mark: str, name: str) -> int:
             raise SupervisorError(
                 f"{name} is another one than its drop-in was written for; `osmoda-watch daemon-reload` writes it anew"
             )
+        if kind == "health":
+            check = unit.osmoda.health.checks[number].command
+            assert check is not None
+            return _run(unit, kind, check)
         return _run(unit, kind, systemd_drop_ins.commands(unit, kind)[number])
     except CommandError as error:
         return _failed(error, NOT_EXECUTED)
@@ -98,6 +103,7 @@ def _run(unit: Unit, kind: str, command: Exec) -> int:
         ready_when_started=is_main and unit.type in ("simple", "exec"),
         to_all=unit.kill_signal if daemon and unit.kill_mode == "control-group" else 0,
         patience=unit.timeout_stop,
+        beside=partial(systemd_health.watch, unit) if daemon and unit.osmoda.health.checks else None,
     )
 
 

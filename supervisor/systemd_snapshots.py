@@ -7,7 +7,8 @@ import os
 import subprocess
 from typing import TYPE_CHECKING, Any
 
-from osmoda.sandbox import processes
+from osmoda.host import features
+from osmoda.sandbox.compile import compile_profile
 from osmoda.sandbox.errors import SandboxError
 from osmoda.supervisor import state_words
 from osmoda.supervisor.confinement import confine
@@ -17,6 +18,8 @@ from osmoda.supervisor.unit_files import GENERATED, systemd_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+
+    from osmoda.sandbox.processes import Running
 
 _EXITED, _KILLED, _DUMPED = 1, 2, 3  # CLD_* of waitid(2)
 _JOBS = {
@@ -29,8 +32,8 @@ _JOBS = {
 }
 
 
-def of(name: str, shown: Mapping[str, Any], *, brief: bool) -> dict[str, Any]:
-    """One unit by its properties; unless `brief` with its sandbox, and what that uses."""
+def of(name: str, shown: Mapping[str, Any], running: Sequence[Running], *, brief: bool) -> dict[str, Any]:
+    """One unit by its properties; its sandbox is one of those that are `running`. `brief` leaves its plan out."""
     code, number = ended(shown)
     pid = int(shown.get("MainPID") or 0)
     files = [str(shown.get("FragmentPath") or "")]
@@ -58,14 +61,18 @@ def of(name: str, shown: Mapping[str, Any], *, brief: bool) -> dict[str, Any]:
     }
     if found["result"] != "success":
         found["problem"] = state_words.reason(found["result"], code, number)
-    if brief or not name.endswith(".service"):
+    if not name.endswith(".service"):
         return found
     try:
         profile = confine(Loader(systemd_path()).load(name)).profile
-        found |= {"tier": profile.tier, "profile": profile.file, "notes": []}
+        limits = {"memory": profile.process.memory, "cpu": profile.process.cpu}
+        found |= {"tier": profile.tier, "profile": profile.file, "notes": [], "limits": limits}
+        if not brief:
+            found["plan"] = compile_profile(profile, features.probe()).fingerprint().hex()
     except (SupervisorError, SandboxError) as error:
         found["problem"] = found["problem"] or str(error)
-    one = next((one for one in processes.running() if one.identity.startswith(f"{pid:x}-")), None) if pid else None
+    # The name of a sandbox begins with the pid of its monitor: that is the process that systemd has started.
+    one = next((one for one in running if one.identity.startswith(f"{pid:x}-")), None) if pid else None
     if one is not None:
         found |= {"sandbox": one.identity, "memory": one.memory, "tasks": one.processes, "cpu_time": one.cpu_time}
         found["pid"] = one.payload or pid
@@ -131,7 +138,7 @@ def line(entry: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "time": int(entry["__REALTIME_TIMESTAMP"]) / 1e6,
         "unit": unit or entry.get("_SYSTEMD_USER_UNIT") or entry.get("_SYSTEMD_UNIT") or "",
-        "stream": "watch" if of_systemd else "stdout",
+        "stream": "systemd" if of_systemd else "stdout",
         "level": int(entry.get("PRIORITY") or 6),
         "pid": 0 if of_systemd else int(entry.get("_PID") or 0),
         "text": str(text),

@@ -138,7 +138,7 @@ def support(watch: Watch) -> Iterator[Support]:
         model.server_close()
 
 
-def test_three_tiers_answer_a_ticket(support: Support) -> None:
+def tiers_answer_tickets(support: Support) -> None:
     assert support.answered("what is the weather?") == "the model says: what is the weather?"
     assert support.answered("what does this print?", "print(6 * 7)") == "the model says: what does this print?\n42"
     tiers = {name: support.watch.status(f"support-{name}")["tier"] for name in ("tickets", "answers", "runner")}
@@ -164,7 +164,8 @@ def judge(answers: dict[str, str]) -> None:
     assert answers["change its own program"] == "OSError"  # a read-only file system
 
 
-def test_what_a_customer_sends_reaches_nobody(support: Support) -> None:
+def test_three_tiers_answer_tickets_and_what_a_customer_sends_reaches_nobody(support: Support) -> None:
+    tiers_answer_tickets(support)
     code = support.attacks("runner", "answers")
     control = support.outside(code)
     assert set(control.values()) == {"done"}, control

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from osmoda.host import features
-from osmoda.sandbox import Sandbox, close
+from osmoda.sandbox import PIPE, Sandbox, close
 from osmoda.supervisor.confinement import confine
 from tests.written_units import unit
 
@@ -92,7 +92,7 @@ def home():
 # What a sandbox stops anyway: the same attempt succeeds outside.
 
 
-MAKE = "os.mkdir({0!r}); os.rmdir({0!r})"
+MAKE = "name = {0!r} + str(os.getpid()); os.mkdir(name); os.rmdir(name)"
 STATUS = "'{0}' in open('/proc/self/status').read() or sys.exit(print('refused other'))"
 DEVICE = """
 path = f'/tmp/osmoda-test-{os.getpid()}'
@@ -127,9 +127,30 @@ finally:
 """
 BOUNDING = "assert int(open('/proc/self/status').read().split('CapBnd:')[1].split()[0], 16), sys.exit(print('refused'))"
 
+BPF = """
+try:
+    call('syscall', 321, -1, None, 0)  # bpf(2), with a command that there is not
+except OSError as error:
+    if error.errno != errno.EINVAL:
+        raise
+"""
+# mov eax, 20; int 0x80; ret: getpid(2) of the 32-bit ABI
+OTHER_ABI = """
+import signal
+signal.signal(signal.SIGSEGV, lambda *_: os._exit(print('refused', flush=True) or 0))
+page = mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+page.write(bytes.fromhex('b814000000cd80c3'))
+result = ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(page)))()
+if result < 0:
+    raise OSError(-result, 'getpid')
+"""
+
 SATISFIED = {
-    "ProtectSystem=yes": MAKE.format("/usr/osmoda-test"),
-    "ProtectSystem=full": MAKE.format("/etc/osmoda-test"),
+    "SystemCallArchitectures=native": OTHER_ABI,
+    "PrivateBPF=yes": BPF,
+    "MountAPIVFS=yes": "os.close(os.open('/proc/sys/vm/swappiness', os.O_WRONLY))",
+    "ProtectSystem=yes": MAKE.format("/usr/osmoda-test-"),
+    "ProtectSystem=full": MAKE.format("/etc/osmoda-test-"),
     "PrivateDevices=yes": DEVICE,
     "NoNewPrivileges=yes": STATUS.format("NoNewPrivs:\\t0"),
     "CapabilityBoundingSet=CAP_NET_BIND_SERVICE": BOUNDING,
@@ -155,6 +176,8 @@ NOT_THERE = {"SystemCallFilter=~@mount": "ENOENT"}
 @pytest.mark.parametrize("line", SATISFIED)
 def test_what_a_sandbox_stops_anyway(tmp_path, line):
     attempt = SATISFIED[line]
+    if line.startswith("SystemCallArchitectures") and os.uname().machine != "x86_64":
+        pytest.skip("the other ABI that is tried is x86's")
     control = outside(attempt)
     if "ENOSYS" in control:
         pytest.skip("this kernel has no such call")
@@ -164,8 +187,54 @@ def test_what_a_sandbox_stops_anyway(tmp_path, line):
     assert NOT_THERE.get(line, "-") not in answer
 
 
+def test_a_uid_and_a_share_of_the_cpu_as_the_host_sees_them(tmp_path):
+    """What cannot be seen from inside: who it is on the host, and its control group."""
+    file = tmp_path / "agent.toml"
+    file.write_text("schema = 1\ntier = 1\n")
+    lines = "DynamicUser=yes\nCPUQuota=50%" if "cpu" in features.probe().controllers else "DynamicUser=yes"
+    text = f"[Service]\n{lines}\n[X-Osmoda]\nProfile={file}\n"
+    confined = confine(unit(text, tmp_path / "agent.service", write=True))
+    command = [PYTHON, "-I", "-c", "import sys\nprint(flush=True)\nsys.stdin.read()", f"osmoda-test-{os.getpid()}"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as control:
+        assert control.stdout.readline() == b"\n"
+        assert seen(command) == (0, None)
+        control.communicate()
+    with Sandbox(confined.profile, agent="agent").popen(command, stdin=PIPE, stdout=PIPE) as process:
+        assert process.stdout.readline() == b"\n"
+        uid, quota = seen(command)
+        process.communicate()
+    assert uid >= 1879048192
+    assert quota == ("50000" if "CPUQuota" in lines else None)
+
+
+def seen(command):
+    """Uid and CPU quota of the one process with this command line that is not the tests' own."""
+    wanted = "\0".join(command).encode() + b"\0"
+    for entry in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            if Path(f"/proc/{entry}/cmdline").read_bytes() != wanted:
+                continue
+            groups = dict(line.split(":", 2)[1:] for line in Path(f"/proc/{entry}/cgroup").read_text().splitlines())
+            return os.stat(f"/proc/{entry}").st_uid, quota_of(groups)
+        except OSError:
+            continue  # it has ended meanwhile
+    raise AssertionError(f"{command} does not run")
+
+
+def quota_of(groups):
+    """The CPU time in each 100 ms, in microseconds, where osmoda has made a group."""
+    for controllers, path in groups.items():
+        if "osmoda" in path and (controllers == "" or "cpu" in controllers.split(",")):
+            for name in (f"/sys/fs/cgroup/cpu{path}/cpu.cfs_quota_us", f"/sys/fs/cgroup{path}/cpu.max"):
+                if os.path.exists(name):
+                    return Path(name).read_text().split()[0]
+    return None
+
+
 def test_processes_of_the_host_are_not_there(tmp_path):
-    attempt = f"assert 'test' in open('/proc/{os.getpid()}/cmdline').read() or sys.exit(print('refused other'))"
+    own = f"/proc/{os.getpid()}/cmdline"
+    line = Path(own).read_bytes()
+    attempt = f"open({own!r}, 'rb').read() == {line!r} or sys.exit(print('refused other'))"
     assert outside(attempt).startswith("reached")
     assert inside(tmp_path, "tier = 1", "ProtectProc=invisible\nPrivatePIDs=yes", attempt).startswith("refused")
 
@@ -326,6 +395,12 @@ LIMITS = {
 @pytest.mark.parametrize("line", LIMITS)
 def test_limits_hold(tmp_path, line):
     assert tried_without_and_with(tmp_path, "tier = 1", line, LIMITS[line]).startswith("refused")
+
+
+def test_no_core_is_left(tmp_path):
+    profile = 'tier = 1\n[process.limits]\ncore = "1M"'
+    attempt = "resource.getrlimit(resource.RLIMIT_CORE)[1] or sys.exit(print('refused none'))"
+    assert tried_without_and_with(tmp_path, profile, "LimitCORE=0", attempt) == "refused none\n"
 
 
 @pytest.mark.skipif("memory" not in features.probe().controllers, reason="no memory controller here")

@@ -10,28 +10,31 @@ import sys
 import time
 import traceback
 
+from tests.parity import under_systemd
 from tests.parity.confined import Confined
 from tests.parity.plain import Plain
-from tests.parity.scenarios import SCENARIOS
+from tests.parity.scenarios import OF_OSMODA, ROOMS, SCENARIOS, all_of, chosen
 from tests.parity.stage import Engine, staged
 
 ENGINES: dict[str, type[Engine]] = {"plain": Plain, "confined": Confined}
 
 
 def main() -> int:
-    """Run the scenarios that are named on the command line, or all, on the engines named there, or all."""
-    names = {scenario.__name__ for scenario in SCENARIOS}
+    """Run the scenarios that are named on the command line, or the chosen ones, on the engines named there, or all."""
+    own = all_of(under_systemd)
+    names = {scenario.__name__ for scenario in (*SCENARIOS, *own)}
     if unknown := {*sys.argv[1:]} - names - {*ENGINES}:
         print(f"there is no scenario or engine {', '.join(sorted(unknown))}")
         return 2
+    usual = {scenario for room in ROOMS for scenario in chosen(room)}
     failed = 0
     for kind, make in ENGINES.items():
         if {*sys.argv[1:]} & {*ENGINES} and kind not in sys.argv[1:]:
             continue
         engine = make()
-        for scenario in SCENARIOS:
-            if {*sys.argv[1:]} & names and scenario.__name__ not in sys.argv[1:]:
-                continue
+        offered = [*SCENARIOS, *own] if kind == "confined" else [one for one in SCENARIOS if one not in OF_OSMODA]
+        wanted = [scenario for scenario in offered if scenario.__name__ in sys.argv[1:]]
+        for scenario in wanted if {*sys.argv[1:]} & names else [one for one in offered if one in usual or one in own]:
             began = time.monotonic()
             try:
                 with staged(engine) as stage:

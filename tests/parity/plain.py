@@ -28,10 +28,14 @@ class Plain:
         self.put_files.append(file)
         self.changed = True
 
-    def do(self, verb: str, *arguments: str) -> bool:
+    def read(self) -> None:
+        """Have units read again that have changed."""
         if self.changed:
             self.changed = False
             self.do("daemon-reload")
+
+    def do(self, verb: str, *arguments: str) -> bool:
+        self.read()
         done = subprocess.run(["systemctl", verb, *arguments], capture_output=True, text=True, timeout=60, check=False)
         return done.returncode == 0
 
@@ -54,7 +58,7 @@ class Plain:
         self.do("reset-failed", name)
 
     def state(self, name: str) -> State:
-        assert not self.changed
+        self.read()
         words = [word for key in SHOWN for word in ("-p", key)]
         output = subprocess.run(["systemctl", "show", name, *words], capture_output=True, text=True, check=True).stdout
         shown = dict(line.split("=", 1) for line in output.splitlines())

@@ -95,3 +95,35 @@ def a_socket_that_is_stopped_listens_no_more(stage: Stage) -> None:
         pass
     else:
         raise AssertionError("something still listens")
+
+
+# Answers whoever connects, until the file `sick` is there: then it hangs up without a word.
+ANSWERS = """import os, socket
+listener = socket.create_server(("127.0.0.1", 8080))
+with open("trace", "a") as file:
+    print("run", file=file)
+while True:
+    connection, _ = listener.accept()
+    if not os.path.exists("sick"):
+        connection.recv(1000)
+        connection.sendall(b"HTTP/1.1 200 OK\\r\\nContent-Length: 0\\r\\n\\r\\n")
+    connection.close()
+"""
+
+
+def an_unhealthy_agent_is_restarted(stage: Stage) -> None:
+    """Of osmoda's engines alone: systemd has no such checks."""
+    stage.file("answers.py", ANSWERS)
+    stage.service("Restart=on-failure\nRestartSec=0.1\nExecStart=/usr/bin/python3 -S -E @dir@/answers.py\n")
+    stage.unit(
+        "alpha.service.d/health.conf",
+        "[X-Osmoda]\nHealthCheck=http://:8080/\nHealthCheck=exec:/bin/sh -c '[ ! -e sick ]'\n"
+        "HealthInterval=0.2\nHealthTimeout=20\nHealthRetries=2\nHealthStartPeriod=20\n",
+    )
+    assert stage.start("alpha.service")
+    stage.until_trace("run")
+    stage.until_state("active", "running")
+    stage.file("sick", "")
+    stage.until(lambda: len(stage.trace()) > 1, stage.trace)
+    (stage.folder / "sick").unlink()
+    assert stage.until_state("active", "running").restarts >= 1

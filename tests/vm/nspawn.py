@@ -45,7 +45,7 @@ class Container:
         began = time.monotonic()
         answers = Answers(self.shared / "answers", self.word, began)
         console = self.folder / "console.log"
-        with control_groups(f"osmoda-container-{self.word}") as groups, console.open("wb") as said:
+        with control_groups(f"container-{self.word}") as groups, console.open("wb") as said:
             command = ["unshare", "--mount", "--propagation", "private", "sh", SCRIPT, self.root, self.shared]
             process = subprocess.Popen(
                 [*command, self.unit, *groups], stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT
@@ -73,7 +73,10 @@ class Container:
 
 @contextlib.contextmanager
 def control_groups(name: str) -> Iterator[list[Path]]:
-    """A group below this process's in the hierarchies that systemd and nspawn make groups in; v2 is the first."""
+    """A group below this process's in the hierarchies that systemd and nspawn make groups in; v2 is the first.
+
+    Its name says nothing of osmoda: tests that run beside this take groups that do for what they have left.
+    """
     groups: list[Path] = []
     try:
         for place in hierarchies():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ SCENARIOS = Path(__file__).parents[1] / "parity"
 
 
 def run(where: Path, wheel: Path, folder: Path, arguments: Sequence[str], seconds: float) -> int:
-    """Run all scenarios, or those that are named: the exit status."""
+    """Run the scenarios that are named, or the chosen ones (OSMODA_TEST_PARITY): the exit status."""
     where.mkdir(parents=True, exist_ok=True)
     with systemd.root_in_use(where, wheel) as root:
         container = Container(root, systemd.TARGET, folder)
@@ -23,6 +24,7 @@ def run(where: Path, wheel: Path, folder: Path, arguments: Sequence[str], second
         tests.mkdir(parents=True)
         (tests / "__init__.py").touch()
         shutil.copytree(SCENARIOS, tests / "parity", ignore=shutil.ignore_patterns("__pycache__"))
-        command = shlex.join(["/opt/osmoda/bin/python3", "-m", "tests.parity", *arguments])
+        which = f"OSMODA_TEST_PARITY={os.environ.get('OSMODA_TEST_PARITY', '')}"
+        command = shlex.join(["env", which, "/opt/osmoda/bin/python3", "-m", "tests.parity", *arguments])
         systemd.to_do(root, f"cd /checks && {command}", container.word, "/shared/answers")
         return container.run(seconds)

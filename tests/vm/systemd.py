@@ -34,7 +34,7 @@ ExecStopPost=/usr/bin/systemctl poweroff --force --force
 """
 # Through a pipe: a program that sees a terminal behaves otherwise.
 SCRIPT = '{{ status=0; {} || status=$?; printf "\\n%s %s\\n" {} "$status"; }} 2>&1 | cat >{}\n'
-TARGET = "osmoda-checks.target"
+TARGET = "checks.target"
 
 
 def run(where: Path, wheel: Path, folder: Path, checks: Sequence[str], seconds: float) -> int:
@@ -70,5 +70,5 @@ def to_do(root: Path, command: str, word: str, answers: str) -> None:
     """Have what boots from it run a shell command: its output goes to `answers`, then the word with its status."""
     (root / "checks.sh").write_text(SCRIPT.format(command, word, answers))
     units = root / "etc/systemd/system"
-    (units / "osmoda-checks.service").write_text(CHECKS)
-    (units / TARGET).write_text("[Unit]\nRequires=osmoda-checks.service\n")
+    (units / "checks.service").write_text(CHECKS)
+    (units / TARGET).write_text("[Unit]\nRequires=checks.service\n")

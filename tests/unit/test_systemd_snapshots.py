@@ -1,0 +1,73 @@
+"""What systemd and its journal say of a unit, in the words of osmoda-watch."""
+
+from __future__ import annotations
+
+import pytest
+
+from osmoda.supervisor import status_words, systemd_snapshots
+
+FAILED = {
+    "ActiveState": "failed",
+    "SubState": "failed",
+    "Result": "exit-code",
+    "ExecMainCode": 1,
+    "ExecMainStatus": 3,
+    "StateChangeTimestamp": 1_700_000_000_500_000,
+    "Description": "A socket",
+    "FragmentPath": "/etc/systemd/system/a.socket",
+    "DropInPaths": ["/etc/systemd/system/a.socket.d/more.conf", "/etc/systemd/system/a.socket.d/zzz-osmoda.conf"],
+    "UnitFileState": "enabled-runtime",
+}
+
+
+def test_a_unit_by_its_properties():
+    found = systemd_snapshots.of("a.socket", FAILED, (), brief=True)
+    assert found["files"] == ["/etc/systemd/system/a.socket", "/etc/systemd/system/a.socket.d/more.conf"]
+    assert (found["state"], found["sub"], found["result"]) == ("failed", "failed", "exit-code")
+    assert (found["since"], found["exit_code"], found["exit_signal"]) == (1_700_000_000.5, 3, 0)
+    assert (found["problem"], found["enabled"]) == ("its program exited with 3", "yes")
+
+
+def test_it_can_be_printed_as_one_of_the_own_engine():
+    found = systemd_snapshots.of("a.socket", FAILED, (), brief=False)
+    text = "\n".join(status_words.status(found, []))
+    assert "a.socket - A socket" in text
+    assert "failed (failed)" in text
+    assert "its program exited with 3" in text
+    (_, row) = status_words.listing([found])
+    assert row.split()[:3] == ["a.socket", "failed", "failed"]
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "ended"),
+    [(0, 0, (0, 0)), (1, 0, (0, 0)), (1, 5, (5, 0)), (2, 9, (0, 9)), (3, 6, (0, 6))],
+)
+def test_how_a_program_has_ended(code, status, ended):
+    assert systemd_snapshots.ended({"ExecMainCode": code, "ExecMainStatus": status}) == ended
+
+
+def test_why_a_job_has_not_done_what_was_asked():
+    assert systemd_snapshots.why("dependency", {}) == "a unit that it requires did not start"
+    assert systemd_snapshots.why("failed", FAILED) == "its program exited with 3"
+    assert systemd_snapshots.why("failed", {"Result": "success"}).startswith("it has failed")
+    assert systemd_snapshots.why("something new", {}) == "systemd says: something new"
+
+
+def test_lines_of_the_journal():
+    entry = {"__REALTIME_TIMESTAMP": "1700000000500000", "_SYSTEMD_UNIT": "a.service", "_PID": "17", "MESSAGE": "hello"}
+    line = systemd_snapshots.line(entry)
+    assert line == {
+        "time": 1_700_000_000.5,
+        "unit": "a.service",
+        "stream": "stdout",
+        "level": 6,
+        "pid": 17,
+        "text": "hello",
+    }
+    assert status_words.log_line(line, colour=False).endswith(" a.service[17]: hello")
+    of_systemd = systemd_snapshots.line(
+        entry | {"_PID": "1", "UNIT": "b.service", "_SYSTEMD_UNIT": "init.scope", "PRIORITY": "4"}
+    )
+    assert (of_systemd["unit"], of_systemd["pid"], of_systemd["level"]) == ("b.service", 0, 4)
+    assert status_words.log_line(of_systemd, colour=False).endswith(" b.service systemd: hello")
+    assert systemd_snapshots.line(entry | {"MESSAGE": [104, 105, 255]})["text"] == "hi\\xff"
