@@ -28,11 +28,10 @@ class Cursor:
         self._value = value.encode("utf-8", "surrogateescape")
         self._at = 0
 
-    def next(self, *, unquote: bool = True, unescape: bool = True, keep_escapes: bool = False) -> str | None:
-        """The next word, or None behind the last. Separators after it are passed.
+    def next(self, *, unescape: bool = True) -> str | None:
+        """The next word, its quotes taken away, or None behind the last. Separators after it are passed.
 
-        `unquote`: quotes are taken away. `unescape`: C escapes are resolved; otherwise a backslash takes the next
-        letter as it is, unless `keep_escapes`. Raises Unbalanced.
+        `unescape`: C escapes are resolved; otherwise a backslash takes the next letter as it is. Raises Unbalanced.
         """
         value, at = self._value, self._skip(self._at)
         if at == len(value):
@@ -42,7 +41,7 @@ class Cursor:
         quote = 0
         while at < len(value):
             letter = value[at]
-            if letter == 0x5C and not keep_escapes:
+            if letter == 0x5C:
                 if at + 1 == len(value):
                     if quote:
                         raise Unbalanced
@@ -58,7 +57,7 @@ class Cursor:
                 else:
                     word.append(letter)
                 at += 1
-            elif unquote and letter in b"'\"":
+            elif letter in b"'\"":
                 quote = letter
                 at += 1
             elif letter in _WHITESPACE:
@@ -124,10 +123,10 @@ def _number(match: re.Match[bytes]) -> bytes | None:
     return chr(number).encode()
 
 
-def split(value: str, *, unquote: bool = True, unescape: bool = True, keep_escapes: bool = False) -> Iterator[str]:
+def split(value: str, *, unescape: bool = True) -> Iterator[str]:
     """All words of a value; raises Unbalanced."""
     cursor = Cursor(value)
-    while (word := cursor.next(unquote=unquote, unescape=unescape, keep_escapes=keep_escapes)) is not None:
+    while (word := cursor.next(unescape=unescape)) is not None:
         yield word
 
 

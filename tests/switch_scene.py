@@ -10,6 +10,7 @@ The program is a process of one thread that forks for each trial, so that a tria
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import random
@@ -27,7 +28,8 @@ from osmoda.supervisor.switch.driver import Proposed, Switches
 from osmoda.supervisor.switch.phases import Command
 from osmoda.supervisor.switch.record import Record, Terms
 from osmoda.supervisor.switch.store import Content, Store
-from tests.switch_engine import PlainAgents
+from tests.leftovers import PR_SET_CHILD_SUBREAPER
+from tests.switch_engine import PlainAgents, libc
 from tests.worlds import REPOSITORY
 
 NAME = "research"
@@ -221,6 +223,7 @@ def look(scene: Scene, switches: Switches, agents: PlainAgents) -> dict[str, Any
 
 def serve(scene: Scene) -> None:
     """A line of JSON for each trial, and one back."""
+    libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # agents of a process that was killed come here to be reaped
     for line in sys.stdin:
         what = json.loads(line)
         reader, writer = os.pipe()
@@ -241,6 +244,9 @@ def serve(scene: Scene) -> None:
             answer = answers.read()
         status = os.waitpid(pid, 0)[1]
         killed = os.WIFSIGNALED(status)
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
         print(json.dumps({"killed": killed, **(json.loads(answer) if answer and not killed else {})}), flush=True)
 
 

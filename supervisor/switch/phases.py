@@ -248,9 +248,13 @@ class Switch:
             work = (Prune(),)
         self._left = deque((Save(entered), Tell(entered.untold), *work))
 
+    def _take(self, command: Command) -> None:
+        taken = self._left.popleft()
+        assert taken is command, "the command that is due is carried out, and no other"
+
     def done(self, command: Command, now: Moment) -> None:
         """`command` has been carried out."""
-        assert command == self._left.popleft()
+        self._take(command)
         if isinstance(command, (Save, Tell)):
             self.trouble, self._failures = "", 0
         if isinstance(command, Save):
@@ -262,7 +266,7 @@ class Switch:
 
     def failed(self, command: Command, error: str, now: Moment) -> None:
         """`command` could not be carried out, or not all of it, for the reason `error`."""
-        assert command == self._left.popleft()
+        self._take(command)
         if isinstance(command, Save):
             self._unsaved(command, error, now)
         elif isinstance(command, Tell):

@@ -45,10 +45,6 @@ def test_without_escapes_a_backslash_takes_the_next_letter():
     assert split(r"a\ b \n\"", unescape=False) == ["a b", 'n"']
 
 
-def test_names_of_units_keep_their_backslashes():
-    assert split(r"a\x2db.service 'c d'", keep_escapes=True) == [r"a\x2db.service", "c d"]
-
-
 def test_semicolons():
     cursor = words.Cursor("a ; b \\; c;d")
     assert cursor.next() == "a"
