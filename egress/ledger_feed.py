@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _PER_SECOND = 64  # verdicts of one sandbox that get an event each; of the others the next one tells how many they were
 _LATE = 5.0  # seconds after which an event that was not acknowledged means that nothing is written
 _MOST_WAITING = 256  # connections, until it is known whether there is a service
-_PAUSE = 0.2  # seconds between two tries to reach a service
+_PAUSE, _LONGEST_PAUSE = 0.2, 5.0  # seconds between two tries to reach a service, or to start one in vain
 _LAST_PATIENCE = 2.0  # seconds for the last events
 _LONGEST = 300  # characters of a reason
 
@@ -44,6 +44,8 @@ class Feed:
         self._oldest: tuple[Ticket, float] | None = None
         self._timer: Timer | None = None
         self._starting = False
+        self._pause = _PAUSE
+        self._why = ""  # the last one that was started has said so
         self._dialled = 0.0
         self._since = loop.now
         self._undecided = True
@@ -76,7 +78,11 @@ class Feed:
         if session.ledger_noted > _PER_SECOND:
             return
         self._submit(
-            {"identity": session.identity, "agent": printable(session.agent or session.profile), **_clean(fields)}
+            {
+                "identity": session.identity,
+                "agent": printable(session.agent or session.profile.removesuffix(".toml")),
+                **_clean(fields),
+            }
         )
 
     def sum_up(self, session: Session) -> None:
@@ -105,8 +111,11 @@ class Feed:
         try:
             self._ledger.dial()
         except LedgerError as error:
-            self._refuse(str(error))
+            self._refuse(self._why or str(error))
             if not self._starting:
+                # Each time later than the last: where it cannot be started, that is not to take a core.
+                self._look_later(self._pause)
+                self._pause = min(self._pause * 2, _LONGEST_PAUSE)
                 self._awaken()
             self._look_later()
             return
@@ -120,7 +129,8 @@ class Feed:
         was_ready = self._ledger.ready
         self._ledger.hear()
         if self._ledger.ready and not was_ready:
-            self.refusal = ""
+            self.refusal = self._why = ""
+            self._pause = _PAUSE
             self._decide()
             if self._oldest is not None:
                 self._oldest = self._oldest[0], self._loop.now
@@ -139,9 +149,9 @@ class Feed:
         if self._watched < 0:
             self._try()
 
-    def _look_later(self) -> None:
+    def _look_later(self, seconds: float = _PAUSE) -> None:
         if self._timer is None:
-            self._timer = self._loop.call_later(_PAUSE, self._due)
+            self._timer = self._loop.call_later(seconds, self._due)
 
     def _due(self) -> None:
         self._timer = None
@@ -203,6 +213,7 @@ class Feed:
                 reason = said.decode(errors="backslashreplace").strip().rpartition("\n")[2]
                 self._refuse(reason or "the ledger's service has not started")
                 if reason and not reason.startswith(BUSY):
+                    self._why = reason
                     self._decide()
 
         self._loop.register(fd, IN, heard)

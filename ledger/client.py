@@ -55,7 +55,10 @@ def open_ledger(*, start: bool = True) -> Ledger | None:
 
 def printable(value: str) -> str:
     """As it can be written: bytes that are no UTF-8 (of names, of arguments) in Python's escaped form."""
-    return value.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    try:
+        return value.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:
+        return value.encode("utf-8", "backslashreplace").decode()  # half a character that no bytes stand for
 
 
 class ServiceGone(LedgerError):
@@ -88,18 +91,22 @@ class Ticket:
 
 
 class Ledger:
-    """A connection to the service that writes. Threads may share it; a forked child may not use it."""
+    """A connection to the service that writes. Threads may share it; a forked child gets one of its own."""
 
     def __init__(self, *, start: bool = True) -> None:
+        self._start = start
+        self.on_lost: Callable[[int], None] | None = None
+        """Called with the descriptor of a connection that is about to be closed, for whoever watches it."""
+        self._socket: _socket.socket | None = None
+        self._begin()
+
+    def _begin(self) -> None:
+        self._process = posix.getpid()
         self.lost = ""
         """Why events cannot be written now; empty while they can."""
         self.ready = False
         """Whether there is a service that takes events, as far as this process knows."""
-        self.on_lost: Callable[[int], None] | None = None
-        """Called with the descriptor of a connection that is about to be closed, for whoever watches it."""
-        self._start = start
         self._refused = False
-        self._socket: _socket.socket | None = None
         self._client = int.from_bytes(posix.urandom(7), "little")
         self._counter = 0
         self._floor = -1
@@ -123,6 +130,12 @@ class Ledger:
             event = marshal.dumps((kind, dict(fields)))
         except ValueError:
             event = b""
+        if posix.getpid() != self._process:
+            # The connection, and what waits for an answer on it, are the parent's.
+            if self._socket is not None:
+                self._socket.close()
+                self._socket = None
+            self._begin()
         with self._state:
             self._counter += 1
             ticket = Ticket(self, self._counter, event)
@@ -186,11 +199,12 @@ class Ledger:
                 self.hear()
 
     def flush(self, patience: float = PATIENCE) -> str:
-        """Wait for all that was submitted; why some of it is not on the ledger, or empty."""
+        """Wait for all that was submitted, `patience` seconds at most; why some of it is not on it, or empty."""
+        until = time.monotonic() + patience
         with self._state:
             tickets = tuple(self._pending.values())
         for ticket in tickets:
-            self.wait_for(ticket, patience)
+            self.wait_for(ticket, max(until - time.monotonic(), 0.0))
         return next((ticket.error for ticket in tickets if ticket.error), "")
 
     @property

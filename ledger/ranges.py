@@ -139,7 +139,8 @@ def _spread(directory: str, tasks: Sequence[Task], cores: int) -> Iterator[Check
 
 
 def _ask(directory: str, waiting: queue.SimpleQueue[Task], answers: queue.SimpleQueue[Checked]) -> None:
-    program = _PROGRAM.format(path=sys.path, directory=directory)
+    path = [folder for folder in sys.path if os.path.isabs(folder)]
+    program = _PROGRAM.format(path=path, directory=directory)
     argv = [sys.executable, "-I", "-S", "-c", program]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd="/") as process:
         assert process.stdin is not None

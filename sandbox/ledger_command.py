@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from osmoda.ledger.record import Event
 
+_AT_ONCE = 10_000  # events, on the way back from the last one
 _EVERY = 0.1  # seconds between two lines of progress
 
 
@@ -76,10 +77,24 @@ def _wanted(options: argparse.Namespace, events: Iterable[Event]) -> Iterator[Ev
             yield event
 
 
+def _newest(options: argparse.Namespace, directory: str, end: int) -> Iterable[Event]:
+    """Of the events up to `end` the last ones that are wanted, in order; found from the end on."""
+    if not options.last:
+        return _wanted(options, reading.events(directory, 1, end))
+    found: deque[Event] = deque()
+    since = getattr(options, "since", None)
+    while end > 0 and len(found) < options.last:
+        some = list(reading.events(directory, max(end - _AT_ONCE + 1, 1), end))
+        found.extendleft(reversed(list(_wanted(options, some))))
+        if since is not None and all(event.time < since for event in some):
+            break
+        end -= _AT_ONCE
+    return list(found)[-options.last :]
+
+
 def _show(options: argparse.Namespace) -> int:
-    found: Iterable[Event] = _wanted(options, reading.events(_directory(options), 1))
-    if options.last:
-        found = deque(found, options.last)
+    directory = _directory(options)
+    found = _newest(options, directory, reading.last(directory))
     if options.json:
         report.print_json([ledger_words.as_json(event) for event in found])
     else:
@@ -92,8 +107,7 @@ def _show(options: argparse.Namespace) -> int:
 def _follow(options: argparse.Namespace) -> int:
     directory = _directory(options)
     end = reading.last(directory)
-    before = _wanted(options, reading.events(directory, 1, end))
-    for event in deque(before, options.last) if options.last else before:
+    for event in _newest(options, directory, end):
         _print(options, event)
     for event in _wanted(options, reading.follow(directory, end + 1)):
         _print(options, event)

@@ -91,7 +91,7 @@ class Recorder:
             "launch",
             {
                 "identity": launched.identity,
-                "agent": printable(launched.agent or plan.name),
+                "agent": printable(launched.agent or plan.name.removesuffix(".toml")),
                 "tier": plan.tier,
                 "profile": printable(plan.files[0] if plan.files else plan.name),
                 "plan": plan.fingerprint().hex(),

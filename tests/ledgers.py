@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import select
 import signal
@@ -11,13 +10,15 @@ import socket
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from osmoda.host import paths
-from osmoda.ledger import folder, reading, record
+from osmoda.ledger import folder, reading, record, verification
 from osmoda.ledger.client import SOCKET
 from osmoda.ledger.writer import Entry, Writer
+from osmoda.sandbox import ledger_words
 from tests.worlds import World
 
 BODY = {"agent": "research", "argv": ["python3", "-c", "print(1)"], "identity": "1a2b-1", "tier": 1}
@@ -97,12 +98,12 @@ def end_service(runtime: Path, number: int = signal.SIGTERM) -> bool:
     return True
 
 
-def events_of(world: World, *options: str) -> list[dict[str, object]]:
-    """What `osmoda-ledger export` says in this world, which must verify."""
-    verified = world.run(World.osmoda_argv("verify", command="osmoda-ledger"))
-    assert verified.returncode == 0, verified.stdout + verified.stderr
-    text = world.run(World.osmoda_argv("export", *options, command="osmoda-ledger"), check=True).stdout
-    return [json.loads(line) for line in text.splitlines()]
+def events_of(world: World) -> list[dict[str, Any]]:
+    """What is on the ledger of this world, as `export` has it; it must verify."""
+    directory = str(directory_of(world))
+    report = verification.verify(directory, processes=1)
+    assert report.findings == []
+    return [ledger_words.as_json(event) for event in reading.events(directory)]
 
 
 @pytest.fixture

@@ -25,12 +25,12 @@ from rich.console import Console
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parents[1]), str(HERE)]
 
+import ledger_rates  # noqa: E402
 import network  # noqa: E402
 import peers  # noqa: E402
 import supervisors  # noqa: E402
 from table import Row, table  # noqa: E402
 
-import ledger  # noqa: E402
 from tests.worlds import World, make_world  # noqa: E402
 
 
@@ -166,7 +166,7 @@ def main() -> None:
                 who, options.peers.resolve(), options.rounds // 2, 200
             )
             lines += found
-    found, everything["ledger"] = ledger.bench("root" if os.getuid() == 0 else "user")
+    found, everything["ledger"] = ledger_rates.bench("root" if os.getuid() == 0 else "user")
     lines += found
     Console(width=None if sys.stdout.isatty() else 160).print(table(lines))
     if options.json:

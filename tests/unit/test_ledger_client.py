@@ -10,12 +10,13 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from osmoda.ledger import client, folder, reading, verification
+from osmoda.ledger import client, folder, reading, record, verification
 from osmoda.ledger.client import Ledger, open_ledger
 from osmoda.ledger.errors import LedgerError
 from tests.ledgers import end_service, service_of
@@ -143,6 +144,27 @@ def test_a_service_that_does_not_answer_is_not_waited_for_for_ever(places, ledge
     assert [event["n"] for event in events(places)][-1] == 2
 
 
+def test_a_forked_child_has_a_connection_of_its_own(places, ledger):
+    ledger.append("launch", {"n": 0})
+    waiting = ledger.submit("launch", {"n": 1})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # xdist has threads; the child calls nothing of theirs
+        pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            ledger.append("launch", {"n": 2})
+            status = 0
+        finally:
+            os._exit(status)
+    assert waiting.wait() == 3
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert ledger.append("launch", {"n": 3}) == 5
+    assert [event["n"] for event in events(places)] == [0, 1, 2, 3]
+    pids = [event.pid for event in reading.events(str(places[0]), 2)]
+    assert pids == [os.getpid(), os.getpid(), pid, os.getpid()]
+
+
 def test_many_that_need_it_at_once_start_one_service(places, ledger):
     ledger.close()
     assert end_service(places[1])
@@ -206,6 +228,12 @@ def test_a_message_that_is_none_is_refused_and_others_are_served(places, ledger)
         assert b"refused" in connection.recv(4096)
         assert connection.recv(4096) == b""
     assert ledger.append("launch", BODY) == 2
+
+
+@pytest.mark.parametrize(("text", "written"), [("é", "é"), ("a\udcff", "a\\xff"), ("a\ud800b", "a\\ud800b"), ("", "")])
+def test_whatever_a_name_is_it_can_be_written(text, written):
+    assert client.printable(text) == written
+    record.canonical({"name": client.printable(text)})
 
 
 def test_the_events_are_json_lines(places, ledger):

@@ -1,6 +1,6 @@
 """The ledger: events a second from eight writers, beside plain SQLite with a commit each, and verified events a second.
 
-    python tests/bench/ledger.py --json ledger.json
+    python tests/bench/ledger_rates.py --json ledger.json
 
 "on their way" writers submit and wait later, as a gateway does; the others wait for each event before the next one.
 """
