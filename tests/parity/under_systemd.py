@@ -156,6 +156,24 @@ def the_seed_units_run_as_they_stand(stage: Stage) -> None:
         subprocess.run(["umount", "--lazy", "/opt/agents"], check=True)
 
 
+def what_is_done_is_on_the_ledger(stage: Stage) -> None:
+    ledger = str(Path(COMMAND).with_name("osmoda-ledger"))
+    subprocess.run([ledger, "init"], check=True, capture_output=True, timeout=60)
+    try:
+        stage.service("Type=oneshot\nExecStart=-/usr/bin/unshare --user true\n")
+        assert stage.start("alpha.service")
+        shown = subprocess.run(
+            [ledger, "show", "-n", "0", "--json"], capture_output=True, text=True, timeout=60, check=True
+        )
+        for kind in ("start", "launch", "denial", "end"):
+            assert f'"{kind}"' in shown.stdout, (kind, shown.stdout)
+        assert "alpha.service" in shown.stdout
+        stage.until(lambda: "unshare" in _watch("logs", "alpha").stdout, lambda: _watch("logs", "alpha"))
+        subprocess.run([ledger, "verify"], check=True, capture_output=True, timeout=60)
+    finally:
+        subprocess.run(["rm", "-rf", "/var/lib/osmoda/ledger"], check=True)
+
+
 def an_ordinary_user_has_the_same_of_their_own_manager(stage: Stage) -> None:
     home = Path("/home/agent")
     work = home / "work"
