@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 COMM = "osmoda-init"
 _TITLE = re.compile(r"osmoda-init ([0-9a-f]+-[0-9a-f]+) tier-([012]) (.*)\Z", re.DOTALL)
 # Fields after the command in /proc/PID/stat (proc_pid_stat(5)), from 0.
-_PPID, _UTIME, _CSTIME, _STARTTIME = 1, 11, 14, 19
+_STATE, _PPID, _UTIME, _CSTIME, _STARTTIME = 0, 1, 11, 14, 19
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,17 +105,24 @@ def is_init(pid: int) -> bool:
 
 
 def identities() -> Iterator[tuple[int, str]]:
-    """The first processes of all sandboxes, by their titles alone, which are open to everybody: pid and name."""
+    """The first processes of all sandboxes, by their titles alone, which are open to everybody: pid and name.
+
+    The name is empty where one is about to end: its memory is gone, and with it its title, but what is inside may go on
+    until its exit has come to ending that (do_exit in kernel/exit.c, zap_pid_ns_processes in kernel/pid_namespace.c).
+    """
     for pid in _pids():
         if _read(f"/proc/{pid}/comm").rstrip("\n") == COMM:
-            match = _TITLE.match(_command_line(pid))
+            title = _command_line(pid)
+            match = _TITLE.match(title)
             if match is not None:
                 yield pid, match[1]
+            elif not title and _field(pid, _STATE) not in ("", "Z", "X"):
+                yield pid, ""
 
 
 def exists(identity: str) -> bool:
-    """Whether the first process of the sandbox of that name is there: when it has ended, so has all that was inside."""
-    return any(found == identity for _, found in identities())
+    """Whether the first process of the sandbox of that name may be there: when it has ended, so has all inside."""
+    return any(found in (identity, "") for _, found in identities())
 
 
 def end(one: Running, number: int | None) -> None:

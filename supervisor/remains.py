@@ -47,18 +47,26 @@ def wait(folder: str, daemon: int = 0) -> int:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.kill(pid, signal.SIGKILL)
         time.sleep(_PERIOD)
-        found = left(folder, daemon)
+        found = left(folder, daemon, ending=waited <= _GRACE)
     return len(first)
 
 
-def left(folder: str, daemon: int) -> list[int]:
-    """What carries the mark of `folder`, and the first processes of the sandboxes of a daemon that has ended."""
-    return sorted({*marked(folder), *(_sandboxes(daemon) if daemon and not os.path.exists(f"/proc/{daemon}") else ())})
+def left(folder: str, daemon: int, *, ending: bool = True) -> list[int]:
+    """What carries the mark of `folder`, and the first processes of the sandboxes of a daemon that has ended.
+
+    With `ending` also those of which it cannot be said any more whose they are.
+    """
+    gone = daemon and not os.path.exists(f"/proc/{daemon}")
+    return sorted({*marked(folder), *(_sandboxes(daemon, ending=ending) if gone else ())})
 
 
-def _sandboxes(daemon: int) -> list[int]:
+def _sandboxes(daemon: int, *, ending: bool) -> list[int]:
     """The sandboxes that a process has made; where the number is another one's by now, they are its own."""
-    return [pid for pid, identity in processes.identities() if identity.startswith(f"{daemon:x}-")]
+    return [
+        pid
+        for pid, identity in processes.identities()
+        if identity.startswith(f"{daemon:x}-") or (ending and not identity)
+    ]
 
 
 def marked(folder: str) -> list[int]:

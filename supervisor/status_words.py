@@ -55,7 +55,7 @@ def status(one: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> Iterat
         yield _field("Memory", size(one["memory"]))
         yield _field("CPU", f"{one['cpu_time']:.3f} s")
     yield _field("Restarts", str(one["restarts"]))
-    for note in one.get("notes", ()):
+    for note in one.get("notes", ())[:1]:  # all of them are in the log, and in what `check` says
         yield _field("Note", clean(note))
     for denial in one["denials"][-3:]:
         yield _field("Refused", clean(denial))

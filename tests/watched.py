@@ -153,7 +153,8 @@ class Watch:
                 with contextlib.suppress(OSError):
                     if os.readlink(f"/proc/{entry}/cwd").startswith(folder):
                         command = Path(f"/proc/{entry}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-                        if not command.startswith("osmoda-init"):
+                        # Without a command line its memory is gone: it executes nothing any more.
+                        if command and not command.startswith("osmoda-init"):
                             found[int(entry)] = command
         return found
 

@@ -38,7 +38,7 @@ class Onlooker(threading.Thread):
     def run(self) -> None:
         while not self.ended.is_set():
             found = self.watch.processes()
-            folders = Counter[str]()
+            folders: dict[str, list[str]] = {}
             for pid, command in found.items():
                 with contextlib.suppress(OSError):
                     folder = os.readlink(f"/proc/{pid}/cwd")
@@ -49,12 +49,12 @@ class Onlooker(threading.Thread):
                     )
                     if status["State"].startswith(("Z", "X")):
                         continue
-                    folders[folder] += 1
+                    folders.setdefault(folder, []).append(f"{pid}, {status['State']}, child of {status['PPid']}")
                     enforced = (len(status["NSpid"].split()) == 2, status["Seccomp"], status["NoNewPrivs"])
                     if enforced != (True, "2", "1"):
                         self.wrong.append(f"{pid} ({command}) runs unenforced: {enforced}")
                     self.seen.add(pid)
-            self.wrong += [f"{folder} has {number} programs" for folder, number in folders.items() if number > 1]
+            self.wrong += [f"{folder} has {several}" for folder, several in folders.items() if len(several) > 1]
             self.looks += 1
             time.sleep(0.001)
 

@@ -77,10 +77,10 @@ def test_a_sandbox_is_known_by_its_title_where_its_environment_is_closed(tmp_pat
     title = f"osmoda-init {daemon.pid:x}-3 tier-2 agent.toml"
     with started([title, "-c", code], executable=sys.executable) as one:
         assert one.stdin is not None
-        assert remains.left(str(tmp_path), daemon.pid) == [one.pid]
-        assert remains.left(str(tmp_path), 0) == []
+        assert remains.left(str(tmp_path), daemon.pid, ending=False) == [one.pid]
+        assert remains.left(str(tmp_path), 0, ending=False) == []
         # A daemon that is there, or another process with its number, has its sandboxes for itself.
-        assert remains.left(str(tmp_path), os.getpid()) == []
+        assert remains.left(str(tmp_path), os.getpid(), ending=False) == []
         one.stdin.close()
 
 
