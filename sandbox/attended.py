@@ -6,9 +6,9 @@ A supervisor may want to signal all that is inside, and to let what a command le
 as a signal (O_ASYNC), so that one call waits for them and for children.
 
 Orders are messages to pid 1: `G`, the parent has seen the command, which may be reaped from now on; `A` and the number
-of a signal, for every process but pid 1; `K`, end them all. It says
-`M` with the wait status, CPU times and peak memory of the command when that has ended, and `S` as any pid 1 does when
-nothing is left. Without a pid namespace (tier 0) "every process" is this one's descendants, as a subreaper has them.
+of a signal, for every process but pid 1; `K`, end them all. It says `M` with the wait status, CPU times and peak memory
+of the command when that has ended, and `S` as any pid 1 does when nothing is left. Without a pid namespace (tier 0)
+"every process" is this one's descendants, as a subreaper has them.
 
 Nothing may be imported here after the launch: this runs where init.py does.
 """

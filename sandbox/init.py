@@ -98,7 +98,7 @@ def enter(
     step = COMMAND
     waits = bool(command.terminals)
     own = (control.fileno(), assignments.fileno(), *leases) if assignments else (control.fileno(), *leases)
-    setup.kept = max(setup.kept, _CONTROL + len(own))
+    setup.kept = _CONTROL + len(own) if life is not None else max(setup.kept, _CONTROL + len(own))
     try:
         syscalls.prctl(syscalls.PR_SET_PDEATHSIG, 9)
         if waits_first:

@@ -11,6 +11,8 @@ import socket
 import struct
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Self
 
 import pytest
@@ -49,16 +51,22 @@ class Manager:
         self.notify.bind(os.fspath(self.path))
         world.own(self.path)
 
-    def start(self, tier: int, program: str, listening: socket.socket | None = None) -> subprocess.Popen[str]:
+    @contextmanager
+    def start(self, tier: int, program: str, listening: socket.socket | None = None) -> Iterator[subprocess.Popen[str]]:
+        """The service, which is killed on the way out should it still run."""
         more = [str(listening.fileno())] if listening is not None else []
-        return self.world.popen(
+        with self.world.popen(
             [sys.executable, "-c", START % PYTHON, str(tier), TELL + program, *more],
             env={"NOTIFY_SOCKET": os.fspath(self.path), "WATCHDOG_USEC": "30000000"},
             pass_fds=[int(fd) for fd in more],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             text=True,
-        )
+        ) as process:
+            try:
+                yield process
+            finally:
+                process.kill()
 
     def message(self) -> tuple[bytes, int]:
         """The next notification, and who has sent it."""

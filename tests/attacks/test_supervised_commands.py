@@ -85,12 +85,12 @@ class Watched:
 def visits(port: int) -> None:
     """Three connections, as one after the other is accepted."""
     for _ in range(3):
-        with socket.create_connection(("127.0.0.1", port), DEADLINE) as client:
-            client.settimeout(DEADLINE)
-            try:
+        try:
+            with socket.create_connection(("127.0.0.1", port), DEADLINE) as client:
+                client.settimeout(DEADLINE)
                 client.recv(1)
-            except ConnectionResetError:
-                continue
+        except ConnectionResetError:
+            continue  # accepted, and turned round, perhaps before this end knew of the connection
 
 
 def turned_round(inside: bool) -> list[str]:
