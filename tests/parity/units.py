@@ -118,7 +118,7 @@ def an_unhealthy_agent_is_restarted(stage: Stage) -> None:
     stage.unit(
         "alpha.service.d/health.conf",
         "[X-Osmoda]\nHealthCheck=http://:8080/\nHealthCheck=exec:/bin/sh -c '[ ! -e sick ]'\n"
-        "HealthInterval=0.2\nHealthTimeout=20\nHealthRetries=2\nHealthStartPeriod=20\n",
+        "HealthInterval=0.2\nHealthTimeout=20\nHealthRetries=2\nHealthStartPeriod=5\n",
     )
     assert stage.start("alpha.service")
     stage.until_trace("run")
