@@ -72,6 +72,7 @@ def run_service(
     to_all: int = 0,
     patience: float = 0.0,
     beside: Callable[[Running, Callable[[bytes], None]], None] | None = None,
+    after: Callable[[Running, Result], None] | None = None,
 ) -> int:
     """Run `argv` to its end in a sandbox of `profile`: its exit code; where a signal ended it, this process ends so.
 
@@ -81,7 +82,8 @@ def run_service(
     they say of pids, of descriptors and of who may notify is not. With `ready_when_started` READY=1 is said when the
     command was executed. Signals are passed on to the command, and `to_all` to every process of the sandbox; what the
     command leaves behind gets it, too, and has `patience` seconds before it is killed. `beside` is called once the
-    command was executed, with what runs and a way to tell the manager something; it may start a thread.
+    command was executed, with what runs and a way to tell the manager something; it may start a thread. `after` is
+    called when all is over, with what has become of it.
 
     For a single-threaded process. Raises SandboxError when the command could not be started.
     """
@@ -105,6 +107,8 @@ def run_service(
             ) as running:
                 signals.forward(monitor, _Signalled(running, to_all))
                 result = _attend(monitor, running, given, from_children, ready_when_started, to_all, patience, beside)
+                if after is not None:
+                    after(running, result)
     finally:
         monitor.close()
         gateways.close()

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from osmoda.supervisor.enablement import Link
 
-_BOOTED_BY_SYSTEMD = "/run/systemd/system"  # sd_booted(3)
 _DOWN, _UNKNOWN = 3, 4  # exit codes of status, which are systemctl's (LSB)
 _SPANS = {"s": 1, "sec": 1, "min": 60, "m": 60, "h": 3600, "d": 86400, "day": 86400, "days": 86400, "w": 604800}
 _AGO = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]+)(?:\s+ago)?")
@@ -52,7 +51,7 @@ def _main(arguments: list[str]) -> int:
 
 def _verbs() -> dict[str, Callable[[argparse.Namespace], int]]:
     """The verbs: where no daemon of this user runs and systemd has booted the host, those of systemd's engine."""
-    if not os.path.isdir(_BOOTED_BY_SYSTEMD) or control_client.is_there():
+    if control_client.is_there() or not control_client.systemd_is_here():
         return _VERBS
     from osmoda.supervisor import systemd_command
 

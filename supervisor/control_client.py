@@ -31,6 +31,23 @@ def is_there() -> bool:
     return os.path.exists(f"{folder()}/control")
 
 
+def bus_address() -> str:
+    """Where the D-Bus of this user's systemd manager is, root's being the system's; it need not be there."""
+    if os.geteuid() == 0:
+        return "/run/dbus/system_bus_socket"
+    return f"{paths.environment('XDG_RUNTIME_DIR') or f'/run/user/{os.geteuid()}'}/bus"
+
+
+def systemd_is_here() -> bool:
+    """Whether systemd has booted this host (sd_booted(3)), and this user's manager can be reached.
+
+    Whoever names a runtime directory means a daemon of its own.
+    """
+    if paths.environment("OSMODA_RUNTIME_DIR"):
+        return False
+    return os.path.isdir("/run/systemd/system") and os.path.exists(bus_address())
+
+
 def ask(
     verb: str,
     units: Sequence[str] = (),

@@ -152,7 +152,9 @@ class Engine:
         stops = held.stops
         if held.machine.active in ("active", "reloading"):
             return Outcome(unit.name, True)
-        await self._stop_all(name for name in unit.dependencies.conflicts if name in self.units)
+        # Whichever of the two says so (systemd.unit(5)).
+        others = {name for name, one in self.units.items() if unit.name in one.unit.dependencies.conflicts}
+        await self._stop_all(others | {name for name in unit.dependencies.conflicts if name in self.units})
         if report is not None:
             report(unit.name, "starting")
         if held.machine.sub in ("dead", "failed", "auto-restart"):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote
 
 from dbus_fast import Message, MessageType
 from dbus_fast.aio import MessageBus
 
+from osmoda.supervisor.control_client import bus_address
 from osmoda.supervisor.errors import SupervisorError
 
 if TYPE_CHECKING:
@@ -27,17 +27,6 @@ class NoSuchUnit(SupervisorError):
     """systemd has not loaded a unit of that name."""
 
 
-def is_here() -> bool:
-    """Whether systemd has booted this host (sd_booted(3)), and a manager of this user can be reached."""
-    return os.path.isdir("/run/systemd/system") and os.path.exists(_address())
-
-
-def _address() -> str:
-    if os.geteuid() == 0:
-        return "/run/dbus/system_bus_socket"
-    return f"{os.environ.get('XDG_RUNTIME_DIR') or f'/run/user/{os.geteuid()}'}/bus"
-
-
 class Manager:
     """A connection to this user's manager, root's being the system's; an asynchronous context manager.
 
@@ -50,9 +39,9 @@ class Manager:
 
     async def __aenter__(self) -> Self:
         try:
-            self._bus = await MessageBus(bus_address=f"unix:path={quote(_address(), safe='/-_.')}").connect()
+            self._bus = await MessageBus(bus_address=f"unix:path={quote(bus_address(), safe='/-_.')}").connect()
         except OSError as error:
-            raise SupervisorError(f"systemd cannot be reached at {_address()}: {error.strerror or error}") from None
+            raise SupervisorError(f"systemd cannot be reached at {bus_address()}: {error.strerror or error}") from None
         self._bus.add_message_handler(self._heard)
         rule = f"type='signal',sender='{_MANAGER}',interface='{_INTERFACE}',member='JobRemoved'"
         await self._send(Message(_BUS, "/org/freedesktop/DBus", _BUS, "AddMatch", signature="s", body=[rule]))

@@ -26,6 +26,8 @@ from osmoda.supervisor.loading import Loader
 from osmoda.supervisor.unit_files import systemd_path
 
 if TYPE_CHECKING:
+    from osmoda.sandbox.process import Result
+    from osmoda.sandbox.running import Running
     from osmoda.supervisor.confinement import Confined
     from osmoda.supervisor.unit import Exec, Unit
 
@@ -71,7 +73,7 @@ def run(kind: str, number: int, mark: str, name: str) -> int:
 
 
 def _failed(error: Exception, code: int) -> int:
-    print(f"osmoda-watch: {clean(str(error))}", file=sys.stderr, flush=True)
+    _say(str(error))
     return code
 
 
@@ -80,12 +82,11 @@ def _run(unit: Unit, kind: str, command: Exec) -> int:
     signalled = preparation.signal_to_main(command) if kind in ("reload", "stop") else 0
     if signalled:
         # The program has another pid in its sandbox: what stands for it here passes the signal on.
-        os.kill(int(said.get("MAINPID", "")), signalled)
-        return 0
+        return _signal(said.get("MAINPID", ""), signalled)
     ignored: list[str] = []
     env = preparation.variables(unit, said, ignored)
     for text in ignored:
-        print(f"osmoda-watch: {clean(text)}", file=sys.stderr, flush=True)
+        _say(text)
     _open_streams(unit)
     confined = confine(unit)
     is_main = kind == "start"
@@ -104,7 +105,17 @@ def _run(unit: Unit, kind: str, command: Exec) -> int:
         to_all=unit.kill_signal if daemon and unit.kill_mode == "control-group" else 0,
         patience=unit.timeout_stop,
         beside=partial(systemd_health.watch, unit) if daemon and unit.osmoda.health.checks else None,
+        after=_over,
     )
+
+
+def _signal(pid: str, number: int) -> int:
+    """What kill(1) does, with its exit code."""
+    try:
+        os.kill(int(pid), number)
+    except (ValueError, ProcessLookupError):
+        return 1
+    return 0
 
 
 def _begin(unit: Unit, confined: Confined) -> None:
@@ -127,6 +138,17 @@ def _begin(unit: Unit, confined: Confined) -> None:
             ledger.close()
     except LedgerError as error:
         raise SupervisorError(f"{error}; it must be on the ledger") from None
+
+
+def _over(_: Running, result: Result) -> None:
+    """What was refused, for the journal; its monitor has put it on the ledger."""
+    for denial in result.denials:
+        if not denial.habitual:
+            _say(denial.sentence())
+
+
+def _say(text: str) -> None:
+    print(f"osmoda-watch: {clean(text)}", file=sys.stderr, flush=True)
 
 
 def _open_streams(unit: Unit) -> None:

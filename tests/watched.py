@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -23,6 +24,7 @@ from typing import Any
 
 import pytest
 
+from osmoda.supervisor import log_view
 from tests.worlds import World
 
 PYTHON = "/usr/bin/python3"  # in view in every sandbox
@@ -116,10 +118,22 @@ class Watch:
         output: str = self.run(*words, check=True).stdout
         return output
 
+    def directory(self, kind: str) -> Path:
+        """Where the daemon keeps what it has: "runtime" or "state"."""
+        environment = self.world.environment
+        own = environment.get(f"OSMODA_{kind.upper()}_DIR")
+        other = environment.get({"runtime": "XDG_RUNTIME_DIR", "state": "XDG_STATE_HOME"}[kind], "")
+        return Path(own or f"{other}/osmoda") / "watch"
+
     def status(self, name: str) -> dict[str, Any]:
-        """One unit as `status --json` has it."""
-        (found,) = json.loads(self.run("status", "--json", name).stdout)
-        return dict(found)
+        """One unit as `status --json` has it, asked for without a command: tests look often."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as one:
+            one.settimeout(PATIENCE)
+            one.connect(str(self.directory("runtime") / "control"))
+            one.sendall(json.dumps({"verb": "status", "units": [name]}).encode() + b"\n")
+            with one.makefile("rb") as answers:
+                (found,) = json.loads(answers.readlines()[-1])["units"]
+                return dict(found)
 
     def wait_for(self, name: str, **values: Any) -> dict[str, Any]:
         """One unit, once it has these values."""
@@ -128,12 +142,12 @@ class Watch:
             found = self.status(name)
             return found if all(found[key] == value for key, value in values.items()) else None
 
-        return eventually(look, f"{name} was {values}; it is {self.run('status', name).stdout}")
+        return eventually(look, f"{name} was {values}; it is {self.status(name)}")
 
-    def lines(self, *names: str) -> list[str]:
-        """What units have printed, and what the daemon said of them."""
-        found = self.run("logs", "--json", *names).stdout
-        return [json.loads(line)["text"] for line in found.splitlines()]
+    def lines(self, name: str) -> list[str]:
+        """What a unit has printed, and what the daemon said of it."""
+        found = log_view.lines(str(self.directory("state") / "logs"), [f"{name}.service"])
+        return [line["text"] for line in found]
 
     def wait_for_line(self, name: str, part: str, times: int = 1) -> str:
         """The last line of a unit that holds `part`, once there are so many."""
@@ -171,8 +185,7 @@ def watching(world: World) -> Iterator[Watch]:
         raise
     finally:
         watch.down()
-        runtime = world.environment.get("OSMODA_RUNTIME_DIR") or f"{world.environment['XDG_RUNTIME_DIR']}/osmoda"
-        shutil.rmtree(Path(runtime) / "watch", ignore_errors=True)
+        shutil.rmtree(watch.directory("runtime"), ignore_errors=True)
 
 
 @pytest.fixture

@@ -71,13 +71,7 @@ def settle(store: Store, name: str, place: str) -> None:
     folder, base = os.path.split(place)
     temporary = os.path.join(folder, f".{base}.osmoda")
     leads_to = target(store, name)
-    note = os.path.join(os.path.dirname(store.current_link(name)), "place")
-    if not os.path.exists(note):
-        with open(f"{note}.new", "w", encoding="utf-8", errors="surrogateescape") as file:
-            file.write(place)
-            file.flush()
-            os.fsync(file.fileno())
-        os.rename(f"{note}.new", note)
+    _note(os.path.join(os.path.dirname(store.current_link(name)), "place"), place)
     if os.path.lexists(temporary):
         if os.path.islink(temporary) and os.readlink(temporary) == leads_to:
             os.unlink(temporary)
@@ -92,6 +86,19 @@ def settle(store: Store, name: str, place: str) -> None:
     else:
         os.rename(temporary, place)
     tree.sync_folder(folder)
+
+
+def _note(path: str, place: str) -> None:
+    """Have the file at `path` name the place: a sandbox follows the link there, and no other."""
+    encoded = os.fsencode(place)
+    with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
+        if file.read() == encoded:
+            return
+    with open(f"{path}.new", "wb") as file:
+        file.write(encoded)
+        file.flush()
+        os.fsync(file.fileno())
+    os.rename(f"{path}.new", path)
 
 
 def leave(store: Store, name: str, place: str) -> None:

@@ -55,7 +55,7 @@ def sentences(switch: Mapping[str, Any]) -> Iterator[str]:
                     f"the rollback to {before} has not succeeded yet: {error}; {_attempts(switch['attempts'])} failed"
                 )
                 text += f", the next one comes in {left}" if left else ""
-                text += f" (it goes back since {reason})"
+                text += f" (why it goes back: {reason})"
             case _:
                 text = f"rolled back to {before} since {clock(switch['since'])}: {reason}"
         yield f"{name}: {text}"

@@ -454,9 +454,7 @@ for path in sys.argv[1:]:
 def test_no_agent_gives_orders_to_its_supervisor(watch: Watch) -> None:
     """Attacks the control socket from a sandbox; the file system it does not show is the layer that stops it."""
     watch.up()
-    runtime = (
-        watch.world.environment.get("OSMODA_RUNTIME_DIR") or f"{watch.world.environment['XDG_RUNTIME_DIR']}/osmoda"
-    )
+    runtime = watch.directory("runtime").parent
     path = f"{runtime}/watch/control"
     control = watch.world.run([PYTHON, "-c", REACHING, path], check=True).stdout
     assert control == f"REACHED {path}\n"  # outside it can be reached
@@ -486,9 +484,7 @@ def test_all_that_a_daemon_has_started_can_be_found_by_the_next_one(watch: Watch
     watch.unit("agent", ExecStart=watch.program("agent", SLEEPER))
     watch.up()
     watch.do("start", "agent")
-    runtime = (
-        watch.world.environment.get("OSMODA_RUNTIME_DIR") or f"{watch.world.environment['XDG_RUNTIME_DIR']}/osmoda"
-    )
+    runtime = watch.directory("runtime").parent
     assert watch.process is not None
     words = (f"{runtime}/watch", str(watch.process.pid))
     found = {*map(int, watch.world.python(FOUND, *words, check=True).stdout.split())}

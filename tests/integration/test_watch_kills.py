@@ -124,4 +124,4 @@ def reap_orphans(watch: Watch) -> None:
 
 
 def is_up(watch: Watch, name: str) -> bool:
-    return watch.run("status", name).returncode == 0
+    return str(watch.status(name)["state"]) == "active"

@@ -156,6 +156,48 @@ def the_seed_units_run_as_they_stand(stage: Stage) -> None:
         subprocess.run(["umount", "--lazy", "/opt/agents"], check=True)
 
 
+def what_is_done_is_on_the_ledger(stage: Stage) -> None:
+    ledger = str(Path(COMMAND).with_name("osmoda-ledger"))
+    subprocess.run([ledger, "init"], check=True, capture_output=True, timeout=60)
+    try:
+        stage.service("Type=oneshot\nExecStart=-/usr/bin/unshare --user true\n")
+        assert stage.start("alpha.service")
+        shown = subprocess.run(
+            [ledger, "show", "-n", "0", "--json"], capture_output=True, text=True, timeout=60, check=True
+        )
+        for kind in ("start", "launch", "denial", "end"):
+            assert f'"{kind}"' in shown.stdout, (kind, shown.stdout)
+        assert "alpha.service" in shown.stdout
+        stage.until(lambda: "unshare" in _watch("logs", "alpha").stdout, lambda: _watch("logs", "alpha"))
+        subprocess.run([ledger, "verify"], check=True, capture_output=True, timeout=60)
+    finally:
+        subprocess.run(["rm", "-rf", "/var/lib/osmoda/ledger"], check=True)
+
+
+def an_ordinary_user_has_the_same_of_their_own_manager(stage: Stage) -> None:
+    home = Path("/home/agent")
+    work = home / "work"
+    units = home / ".config/systemd/user"
+    for folder in (work, units):
+        folder.mkdir(parents=True, exist_ok=True)
+    text = f"[Service]\nWorkingDirectory={work}\n{SAYS_WHERE}".replace("trace", f"{work}/trace")
+    profile = home / "profile.toml"
+    profile.write_text(f'schema = 1\ntier = 1\n[filesystem]\nwrite = ["{work}"]\nworkspace = "none"\n')
+    (units / "alpha.service").write_text(f"{text}[X-Osmoda]\nProfile={profile}\n")
+    subprocess.run(["chown", "-R", "agent:agent", str(home)], check=True)
+    environment = ["env", "-i", "PATH=/usr/bin:/bin", "HOME=/home/agent", "XDG_RUNTIME_DIR=/run/user/1000"]
+    as_user = ["runuser", "-u", "agent", "--", *environment]
+    done = subprocess.run(
+        [*as_user, COMMAND, "start", "alpha"], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    again = ["systemctl", "--user", "start", "alpha.service"]
+    subprocess.run([*as_user, *again], check=True, timeout=60)
+    assert (work / "trace").read_text() == "inside\ninside\n"
+    shown = subprocess.run([*as_user, COMMAND, "list"], capture_output=True, text=True, timeout=60, check=False)
+    assert shown.stdout.splitlines()[1].split()[:4] == ["alpha.service", "inactive", "dead", "1"], shown
+
+
 SEED = """# Agent 1: Research agent
 [Unit]
 Description=Research Agent

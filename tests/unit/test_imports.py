@@ -14,7 +14,7 @@ import osmoda.egress
 import osmoda.host
 import osmoda.ledger
 import osmoda.sandbox
-import osmoda.supervisor.switch
+import osmoda.supervisor
 from tests.worlds import REPOSITORY, World
 
 TEXT = (REPOSITORY / "docs" / "architecture.md").read_text()
@@ -22,7 +22,7 @@ ROW = r"^\| `((?:host|ledger|egress|sandbox|supervisor)/[\w/]+)` \| (yes)? ?\| (
 ROWS = re.findall(ROW, TEXT, re.MULTILINE)
 HOT = [name for name, hot, _ in ROWS if hot]
 ROOMS = {"host": osmoda.host, "ledger": osmoda.ledger, "egress": osmoda.egress, "sandbox": osmoda.sandbox}
-ROOMS["supervisor/switch"] = osmoda.supervisor.switch
+ROOMS |= {"supervisor": osmoda.supervisor}
 
 # What a hot module may load besides others: modules of C that are built in on some interpreters and files on others.
 OF_C = {"_ctypes", "_heapq", "_sha2", "_socket", "fcntl", "select", "termios"}

@@ -372,6 +372,15 @@ def test_the_place_is_taken_wherever_that_was_left(store, code, where, exchanged
     assert os.listdir(f"{where}.before-osmoda") == ["old"]
 
 
+def test_an_agent_that_has_left_its_place_may_take_another(store, code, where):
+    current(store, code, where)
+    store.flip(NAME, None)
+    place.leave(store, NAME, str(where))
+    other = where.parent / "other"
+    current(store, code, other)
+    assert granted(other).endswith("/generations/2/code")
+
+
 def test_a_place_that_is_somebody_else_s_link_by_now_stays(store, code, where):
     current(store, code, where)
     where.unlink()

@@ -60,7 +60,7 @@ def test_times(seconds, said):
             switch("rollback-failed", reason="by hand", error="the port is taken", attempts=3, seconds_left=4.0),
             (
                 "research: the rollback to generation 4 has not succeeded yet: the port is taken; 3 attempts have "
-                "failed, the next one comes in 4s (it goes back since by hand)"
+                "failed, the next one comes in 4s (why it goes back: by hand)"
             ),
         ),
     ],

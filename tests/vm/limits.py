@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 COMMAND = "/opt/osmoda/bin/osmoda-sandbox"
+WATCH = "/opt/osmoda/bin/osmoda-watch"
 PYTHON = "/usr/bin/python3"
 UID = 1000
 CGROUPS = Path("/sys/fs/cgroup")
@@ -28,6 +29,7 @@ M = 1 << 20
 PROFILES = {
     "limits": 'tier = 2\n[process]\nmemory = "64M"\ncpu = 0.25\npids = 30',
     "degraded": 'tier = 2\ndegrade = ["memory"]\n[process]\nmemory = "64M"',
+    "unit": 'tier = 1\n[filesystem]\nworkspace = "none"',
     # In the other tiers the rlimit refuses first.
     "pids": "tier = 0\n[process]\npids = 8",
 }
@@ -241,6 +243,28 @@ def a_manager_that_does_not_answer_stops_the_launch_unless_the_profile_degrades(
     nothing_is_left(world)
 
 
+UNIT = """[Service]
+Type=oneshot
+MemoryMax=64M
+ExecStart={python} -c "{allocate}" {megabytes}
+[X-Osmoda]
+Profile=/profiles/unit.toml
+"""
+
+
+def a_unit_that_systemd_runs_is_held_to_its_limit(world: World) -> None:
+    file = Path("/etc/systemd/system/limited.service")
+    for megabytes, code in ((16, 0), (256, 1)):
+        file.write_text(UNIT.format(python=PYTHON, allocate=ALLOCATE, megabytes=megabytes))
+        done, _, errors = world.run(WATCH, "start", "limited")
+        assert done == code, (megabytes, done, errors)
+    _, output, _ = world.run("systemctl", "show", "limited.service", "-p", "Result", "-p", "ExecMainStatus", "--value")
+    assert sorted(output.split()) in (["9", "oom-kill"], ["9", "signal"]), output
+    world.run(WATCH, "systemd", "remove", "limited")
+    file.unlink()
+    nothing_is_left(world)
+
+
 BOTH = (
     below_the_limits_all_is_well,
     memory_beyond_the_limit_is_a_kill,
@@ -250,6 +274,7 @@ BOTH = (
     nothing_is_left_of_a_monitor_that_was_killed,
     a_delegated_service_is_used_in_place,
 )
+ROOTS = (a_unit_that_systemd_runs_is_held_to_its_limit,)
 USERS = (
     without_a_manager_the_launch_stops_unless_the_profile_degrades,
     a_manager_that_does_not_answer_stops_the_launch_unless_the_profile_degrades,
@@ -258,7 +283,7 @@ USERS = (
 
 def main() -> int:
     """Run the checks named on the command line, or all."""
-    if unknown := {*sys.argv[1:]} - {check.__name__ for check in (*BOTH, *USERS)}:
+    if unknown := {*sys.argv[1:]} - {check.__name__ for check in (*BOTH, *ROOTS, *USERS)}:
         print(f"there is no check {', '.join(sorted(unknown))}")
         return 2
     profiles = Path("/profiles")
@@ -266,7 +291,7 @@ def main() -> int:
     for name, text in PROFILES.items():
         (profiles / f"{name}.toml").write_text(f"schema = 1\n{text}\n")
     failed = 0
-    for world, checks in ((ROOT, BOTH), (USER, (*BOTH, *USERS))):
+    for world, checks in ((ROOT, (*BOTH, *ROOTS)), (USER, (*BOTH, *USERS))):
         for check in checks:
             if sys.argv[1:] and check.__name__ not in sys.argv[1:]:
                 continue
