@@ -213,7 +213,8 @@ def test_a_port_that_nobody_listens_on(family, gateway, caller, server):
     assert gateway.records[0]["action"] == "failed"
 
 
-def test_visitors_that_try_on_and_on_have_no_sockets_made_on_and_on(gateway, caller, server):
+def test_visitors_that_try_on_and_on_have_no_sockets_made_on_and_on(gateway, caller, server, monkeypatch):
+    monkeypatch.setattr(visits, "_DEAF_SECONDS", 60.0)
     port = server.getsockname()[1]
     server.close()
     host = Session(gateway, "host", "writer", serve=[port])
@@ -222,8 +223,7 @@ def test_visitors_that_try_on_and_on_have_no_sockets_made_on_and_on(gateway, cal
     reasons = {Visitor(caller, port=port).reason() for _ in range(10)}
     assert reasons == {f"agent writer does not listen on port {port}"}
     assert len(made) == 2  # for 127.0.0.1 and for ::1
-    gateway.loop.now += 1
-    host.deaf.update({port: gateway.loop.now - 0.5})
+    host.deaf[port] -= 60.0
     Visitor(caller, port=port).reason()
     assert len(made) == 4
 
