@@ -347,7 +347,8 @@ def test_a_server_on_the_ipv6_loopback_there(gateway, caller, other):
 @pytest.mark.parametrize(
     ("opened", "expected"), [((300, 100, 200), "b"), ((100, 300, 200), "a"), ((300, 200, 100), "c")]
 )
-def test_of_all_gateways_the_sandbox_that_has_run_longest(opened, expected, gateway, caller, other):
+def test_of_all_gateways_the_sandbox_that_has_run_longest(opened, expected, gateway, caller, other, monkeypatch):
+    monkeypatch.setattr(agents, "_ENOUGH_SECONDS", 8.0)  # on a busy machine the one that is meant may answer last
     for name, since in zip("abc", opened, strict=True):
         other(name, opened=since)
     assert [Visitor(caller).hear() for _ in range(3)] == [expected] * 3
@@ -375,7 +376,8 @@ def test_where_it_was_is_remembered_until_it_ends(gateway, caller, other):
     assert gateway.directory.places == {}
 
 
-def test_visitors_that_come_at_once_have_one_search_made_for_them(gateway, caller, other):
+def test_visitors_that_come_at_once_have_one_search_made_for_them(gateway, caller, other, monkeypatch):
+    monkeypatch.setattr(agents, "_ABSENT_SECONDS", 60.0)
     there = other("there")
     there.do("session.policy = Policy.load(policy())")
     there.do(
@@ -458,11 +460,12 @@ def test_a_visitor_that_hangs_up_meanwhile(gateway, caller, other):
     there = other("there")
     there.do("waiting = []; session.take_inner_socket = waiting.append")
     visitor = Visitor(caller)
-    asked = {"asked": 0}
-    while not asked["asked"]:
+    for _ in range(1000):
         turn(gateway)
         there.do("gateway.write({'asked': len(waiting)})")
-        asked = there.record()
+        if asked := there.record()["asked"]:
+            break
+    assert asked
     visitor.over()
     turn(gateway)
     there.do("waiting[0](session.inner()); gateway.write({'visits': len(session.visits)})")
