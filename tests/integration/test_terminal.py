@@ -38,8 +38,10 @@ def test_the_window_has_its_size_inside(world: World) -> None:
 
 
 def test_a_resize_arrives(world: World) -> None:
-    # Not from the trap itself: bash loses a signal that comes while its trap runs.
-    waiting = "trap w=1 WINCH; echo ready; until read -rt 0.02 line; do [ -z $w ] || { w=; stty size; }; done"
+    # Not from the trap itself: bash loses a signal that comes while its trap runs, and with `read -t` a line that comes
+    # when the time is just up.
+    look = "[ -z $w ] || { w=; size=$(stty size); echo $size; }"
+    waiting = f"trap w=1 WINCH; echo ready; until [ \"$size\" = '25 90' ]; do sleep 0.02; {look}; done; read -r line"
     with inside(world, "bash", "-c", waiting) as terminal:
         terminal.expect("ready\r\n")
         terminal.resize(40, 120)
