@@ -43,6 +43,11 @@ class Confined:
     workspace: str
     notes: tuple[str, ...]
 
+    @property
+    def written(self) -> tuple[str, ...]:
+        """Trees that the agent writes, what an overlay keeps for them included."""
+        return (*self.profile.filesystem.write, *((self.workspace,) if self.workspace else ()))
+
 
 def confine(unit: Unit) -> Confined:
     """The profile of `unit` on this host.

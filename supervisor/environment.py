@@ -6,12 +6,15 @@ messages name its lines and its variables, and show no value.
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from osmoda.host import syscalls
+from osmoda.sandbox.granted_paths import within
 from osmoda.supervisor.errors import UnitError
 from osmoda.supervisor.unit import Origin
 
@@ -134,8 +137,11 @@ class _Reader:
             letter = self._next()
 
 
-def read_file(file: EnvironmentFile, ignored: list[str] | None = None) -> dict[str, str]:
+def read_file(file: EnvironmentFile, ignored: list[str] | None = None, written: Sequence[str] = ()) -> dict[str, str]:
     """The variables of one EnvironmentFile=, which may be a pattern of several files; {} for an optional one not there.
+
+    `written` are trees that the agent itself writes: no link in them is followed, since it could lead to a file that
+    only the supervisor may read, whose lines the agent would then be given.
 
     A line with a name that no variable can have is left out, as in systemd; `ignored` then gets a sentence. Raises
     UnitError for a file that is missing, unreadable, too large or not UTF-8.
@@ -143,7 +149,7 @@ def read_file(file: EnvironmentFile, ignored: list[str] | None = None) -> dict[s
     found: dict[str, str] = {}
     for path in _matching(file):
         try:
-            text = _content(path, file)
+            text = _content(path, file, written)
         except UnitError:
             if file.optional:
                 continue
@@ -167,16 +173,31 @@ def _matching(file: EnvironmentFile) -> list[str]:
     return paths
 
 
-def _open(path: str, flags: int) -> int:
-    """A FIFO would hold up whoever opens it to read."""
-    return os.open(path, flags | os.O_NONBLOCK)
-
-
-def _content(path: str, file: EnvironmentFile) -> str:
+def _open(path: str, flags: int, written: Sequence[str]) -> int:
+    """Open to read; a FIFO would hold up whoever waits for its other end."""
+    flags |= os.O_NONBLOCK
+    tree = next((tree for tree in written if within(path, tree) and path != tree), None)
+    if tree is None:
+        return os.open(path, flags)
+    root = os.open(tree, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        with open(path, "rb", opener=_open) as stream:
+        below = os.fsencode(os.path.relpath(path, tree))
+        return syscalls.openat2(root, below, flags, syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_BENEATH)
+    finally:
+        os.close(root)
+
+
+def _content(path: str, file: EnvironmentFile, written: Sequence[str]) -> str:
+    try:
+        with open(path, "rb", opener=lambda path, flags: _open(path, flags, written)) as stream:
             content = stream.read(LARGEST_FILE + 1) or b""
     except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise UnitError(
+                f"EnvironmentFile={path} is reached through a link in a tree that the agent writes, and "
+                "no such link is followed",
+                file.origin,
+            ) from None
         raise UnitError(f"EnvironmentFile={path} cannot be read: {error.strerror}", file.origin) from None
     if len(content) > LARGEST_FILE:
         raise UnitError(f"EnvironmentFile={path} is longer than {LARGEST_FILE} bytes", file.origin)
@@ -187,18 +208,21 @@ def _content(path: str, file: EnvironmentFile) -> str:
         raise UnitError(f"EnvironmentFile={path} is not UTF-8", Origin(path, line)) from None
 
 
-def environment_of(unit: Unit, base: Mapping[str, str], ignored: list[str] | None = None) -> dict[str, str]:
+def environment_of(
+    unit: Unit, base: Mapping[str, str], ignored: list[str] | None = None, written: Sequence[str] = ()
+) -> dict[str, str]:
     """The variables of a unit's processes.
 
     From the weakest: `base`, which holds what the supervisor itself sets (PATH, HOME, …) and never its own environment;
     PassEnvironment= from the supervisor's environment, Environment=, EnvironmentFile=. UnsetEnvironment= takes from
-    all. `ignored` gets a sentence for each line that is left out. Raises UnitError for files that cannot be read.
+    all. `ignored` gets a sentence for each line that is left out; `written` is as in `read_file`. Raises UnitError for
+    files that cannot be read.
     """
     found = dict(base)
     found |= {name: os.environ[name] for name in unit.pass_environment if name in os.environ}
     found |= unit.environment
     for file in unit.environment_files:
-        found |= read_file(file, ignored)
+        found |= read_file(file, ignored, written)
     for entry in unit.unset_environment:
         name, equals, value = entry.partition("=")
         if name in found and (not equals or found[name] == value):

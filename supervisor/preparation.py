@@ -71,9 +71,11 @@ def prepare(unit: Unit) -> Prepared:
     return Prepared(unit, confined, service)
 
 
-def variables(unit: Unit, more: Mapping[str, str], ignored: list[str] | None = None) -> dict[str, str]:
+def variables(
+    unit: Unit, confined: Confined, more: Mapping[str, str], ignored: list[str] | None = None
+) -> dict[str, str]:
     """The environment of a command of `unit`, `more` being what the supervisor says to it. Raises UnitError."""
-    return environment.environment_of(unit, {"INVOCATION_ID": uuid.uuid4().hex, **more}, ignored)
+    return environment.environment_of(unit, {"INVOCATION_ID": uuid.uuid4().hex, **more}, ignored, confined.written)
 
 
 def signal_to_main(command: Exec) -> int:
@@ -103,7 +105,18 @@ def _number(name: str) -> int:
 def open_output(output: Output) -> int:
     """A descriptor of the file that a stream goes to. Raises OSError.
 
-    No link on the way is followed: it lies where the agent may have made one.
+    No link on the way is followed: it lies where the agent may have made one. Nor is a FIFO waited for.
     """
-    flags = os.O_WRONLY | os.O_CREAT | os.O_NOCTTY | _PATH_FLAGS[output.kind]
-    return syscalls.openat2(-100, os.fsencode(output.path), flags, syscalls.RESOLVE_NO_SYMLINKS, 0o644)
+    return _open(output.path, os.O_WRONLY | os.O_CREAT | _PATH_FLAGS[output.kind], 0o644)
+
+
+def open_input(path: str) -> int:
+    """The same to read from."""
+    return _open(path, os.O_RDONLY, 0)
+
+
+def _open(path: str, flags: int, mode: int) -> int:
+    flags |= os.O_NOCTTY | os.O_NONBLOCK
+    fd = syscalls.openat2(-100, os.fsencode(path), flags, syscalls.RESOLVE_NO_SYMLINKS, mode)
+    os.set_blocking(fd, True)
+    return fd

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from osmoda.sandbox import processes
 from osmoda.sandbox.service import Ended, Failed, Started
 from osmoda.supervisor.capture import Pipe
-from osmoda.supervisor.preparation import open_output
+from osmoda.supervisor.preparation import open_input, open_output
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -53,7 +53,7 @@ class Slot:
         unit = prepared.unit
         opened: list[int] = []
         try:
-            stdin = os.open(unit.standard_input.path or os.devnull, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY)
+            stdin = open_input(unit.standard_input.path or os.devnull)
             opened.append(stdin)
             stdout = self._output(unit.standard_output, "stdout", opened)
             inherits = unit.standard_error.kind == "inherit" and unit.standard_output.kind not in ("journal", "inherit")

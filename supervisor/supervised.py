@@ -196,7 +196,7 @@ class Supervised:
         try:
             ignored: list[str] = []
             env = await asyncio.to_thread(
-                preparation.variables, prepared.unit, self._told(prepared.unit, command), ignored
+                preparation.variables, prepared.unit, prepared.confined, self._told(prepared.unit, command), ignored
             )
             for text in ignored:
                 self.outlet.say(text, 4)
@@ -214,7 +214,7 @@ class Supervised:
         is_main = command.which == "main"
         try:
             if env is None:
-                env = preparation.variables(prepared.unit, self._told(prepared.unit, command))
+                env = preparation.variables(prepared.unit, prepared.confined, self._told(prepared.unit, command))
             slot.start(
                 prepared,
                 expand(command.command, env),
@@ -359,7 +359,7 @@ class Supervised:
 
         slot = Slot("control", self.outlet, heard)
         try:
-            env = await asyncio.to_thread(preparation.variables, self.prepared.unit, {})
+            env = await asyncio.to_thread(preparation.variables, self.prepared.unit, self.prepared.confined, {})
             slot.start(self.prepared, expand(command, env), env)
             return await ended
         except (SandboxError, SupervisorError) as error:

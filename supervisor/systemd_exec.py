@@ -84,11 +84,11 @@ def _run(unit: Unit, kind: str, command: Exec) -> int:
         # The program has another pid in its sandbox: what stands for it here passes the signal on.
         return _signal(said.get("MAINPID", ""), signalled)
     ignored: list[str] = []
-    env = preparation.variables(unit, said, ignored)
+    confined = confine(unit)
+    env = preparation.variables(unit, confined, said, ignored)
     for text in ignored:
         _say(text)
     _open_streams(unit)
-    confined = confine(unit)
     is_main = kind == "start"
     if is_main:
         _begin(unit, confined)
@@ -156,8 +156,7 @@ def _open_streams(unit: Unit) -> None:
     for number, output in enumerate((unit.standard_input, unit.standard_output, unit.standard_error)):
         if systemd_drop_ins.opened_inside(output):
             try:
-                flags = os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC
-                fd = preparation.open_output(output) if number else os.open(output.path, flags)
+                fd = preparation.open_output(output) if number else preparation.open_input(output.path)
             except OSError as error:
                 raise SupervisorError(f"{output.path}: {error.strerror}") from None
             os.dup2(fd, number)

@@ -111,6 +111,27 @@ def test_a_fifo_does_not_hold_up_the_start(tmp_path):
     assert environment.read_file(EnvironmentFile(str(tmp_path / "fifo"), False, ORIGIN)) == {}
 
 
+@pytest.mark.parametrize("name", ["agent.env", "conf/agent.env", "*.env"])
+def test_no_link_is_followed_where_the_agent_writes(tmp_path, name):
+    """It could make its file of variables lead to one that only the supervisor may read, and be given its lines."""
+    secret, tree = tmp_path / "secret", tmp_path / "tree"
+    secret.mkdir()
+    tree.mkdir()
+    (secret / "agent.env").write_text("TOKEN=of-somebody-else\n")
+    if name.startswith("conf"):
+        (tree / "conf").symlink_to(secret)
+    else:
+        (tree / "agent.env").symlink_to(secret / "agent.env")
+    file = EnvironmentFile(f"{tree}/{name}", False, ORIGIN)
+    assert environment.read_file(file) == {"TOKEN": "of-somebody-else"}, "in other trees a link is one"
+    with pytest.raises(UnitError, match="through a link in a tree that the agent writes"):
+        environment.read_file(file, written=(str(tree),))
+    if not name.startswith("conf"):
+        (tree / "agent.env").unlink()
+        (tree / "agent.env").write_text("OWN=1\n")
+        assert environment.read_file(file, written=(str(tree),)) == {"OWN": "1"}
+
+
 def test_a_pattern_that_matches_nothing(tmp_path):
     with pytest.raises(UnitError, match="matches no file"):
         environment.read_file(EnvironmentFile(f"{tmp_path}/*.env", False, ORIGIN))
