@@ -27,6 +27,9 @@ PR_SET_CHILD_SUBREAPER = 36
 PATIENCE = float(os.environ.get("OSMODA_TEST_PATIENCE", "10"))
 libc = ctypes.CDLL(None, use_errno=True)
 
+# What the lanes beside the tests name the control groups in which they have a systemd of their own.
+OTHERS = ("osmoda-container-", "osmoda-agreement-")
+
 # Processes that outlive a test on purpose: servers of the session, whose own fixture sees to their end. What they start
 # is theirs (`tests/internet.py`).
 SPARED: set[int] = set()
@@ -93,7 +96,7 @@ def cgroups() -> dict[str, str]:
     """
     found = {}
     for top, folders, _ in os.walk("/sys/fs/cgroup"):
-        folders[:] = [name for name in folders if not name.startswith("osmoda-container-")]
+        folders[:] = [name for name in folders if not name.startswith(OTHERS)]
         if "/osmoda" in top and not top.endswith("/osmoda"):
             found[f"cgroup {top}"] = top
     return found
