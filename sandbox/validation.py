@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import re
+import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
@@ -27,6 +28,8 @@ _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`\Z", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `(.*)`\Z")
 _FITTING = {"schema": SCHEMA_VERSION, "tier": 1, "host": "x"}
 _MOST_ERRORS = 20
+# msgspec works out a type's fields when they are first needed, and the interpreter dies of two threads that do.
+_CONVERTING = threading.Lock()
 
 
 def validate[S: (ProfileFile, TierFile)](source: Source, shape: type[S]) -> S:
@@ -35,7 +38,8 @@ def validate[S: (ProfileFile, TierFile)](source: Source, shape: type[S]) -> S:
     errors: list[ProfileError] = []
     while True:
         try:
-            valid = msgspec.convert(data, shape)
+            with _CONVERTING:
+                valid = msgspec.convert(data, shape)
             break
         except msgspec.ValidationError as error:
             if not errors:

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from osmoda.sandbox import schema, toml_source, validation
@@ -87,3 +90,31 @@ def test_a_file_full_of_errors_does_not_take_forever():
 def test_control_characters_of_a_value_do_not_reach_the_terminal():
     (error,) = errors_of('schema = 1\ntier = "\\u001b[2J\\u202e"')
     assert error.isprintable()
+
+
+THREADS = """
+import sys, threading
+from osmoda.sandbox.profile import Profile
+
+sys.setswitchinterval(1e-6)
+together = threading.Barrier(8)
+loaded = []
+
+def load():
+    together.wait(60)
+    loaded.append(Profile.default(1).tier)
+
+threads = [threading.Thread(target=load) for _ in range(8)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print(sum(loaded))
+"""
+
+
+def test_threads_may_load_their_first_profiles_at_once():
+    """Without a lock msgspec brings the interpreter down, nineteen times out of twenty."""
+    for _ in range(3):
+        done = subprocess.run([sys.executable, "-c", THREADS], capture_output=True, text=True, timeout=120, check=False)
+        assert (done.returncode, done.stdout) == (0, "8\n"), done.stderr
