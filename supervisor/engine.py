@@ -152,6 +152,8 @@ class Engine:
         stops = held.stops
         if held.machine.active in ("active", "reloading"):
             return Outcome(unit.name, True)
+        if held.machine.is_down:
+            held.machine.read_again(unit)  # what it needed before is not what it needs now
         # Whichever of the two says so (systemd.unit(5)).
         others = {name for name, one in self.units.items() if unit.name in one.unit.dependencies.conflicts}
         await self._stop_all(others | {name for name in unit.dependencies.conflicts if name in self.units})

@@ -25,7 +25,13 @@ sys.exit(code)
 """
 # A program and its child, each of which says what it hears, and when both are there.
 TWO = """
-sh -c 'trap "echo child heard; exit" TERM; echo child; sleep 1000 & wait' &
+sh -c '
+    trap "echo child heard; exit" TERM
+    # Before it has become sleep(1) it is a shell that a signal does not end.
+    sleep 1000 & until [ "$(cat /proc/$!/comm)" = sleep ]; do :; done
+    echo child
+    wait
+' &
 child=$!
 trap 'echo main heard; wait $child; exit 3' TERM
 trap 'echo main alone' HUP

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from tests.parity.stage import Stage
 
-KEEPS_RUNNING = "trap 'echo term >>trace; exit 0' TERM\necho run >>trace\nsleep 1000 & wait\n"
+# A child of the shell that sleeps. Before it has become sleep(1) it is a shell that a signal does not end.
+SLEEPS = 'sleep 1000 & until [ "$(cat /proc/$!/comm)" = sleep ]; do :; done\n'
+KEEPS_RUNNING = f"trap 'echo term >>trace; exit 0' TERM\n{SLEEPS}echo run >>trace\nwait\n"
 
 
 def a_program_runs_until_it_is_stopped(stage: Stage) -> None:

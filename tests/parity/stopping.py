@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import signal
 
+from tests.parity.commands import KEEPS_RUNNING, SLEEPS
 from tests.parity.stage import Stage
 
 DEAF = "trap 'echo term >>trace' TERM\necho run >>trace\nwhile :; do sleep 1000 & wait; done\n"
 # A program and another one that it has started, each of which says what it hears.
 TWO = (
-    "sh -c 'trap \"echo child term >>trace; exit\" TERM; echo child >>trace; sleep 1000 & wait' &\n"
+    "cat >child.sh <<'END'\ntrap 'echo child term >>trace; exit' TERM\n"
+    f"{SLEEPS}echo child >>trace\nwait\nEND\nsh child.sh &\n"
     "child=$!\n"
     "trap 'echo main term >>trace; wait $child; echo main ends >>trace; exit 0' TERM\n"
     "while ! grep -q child trace 2>/dev/null; do sleep 0.05; done\n"
@@ -29,7 +31,7 @@ def who_does_not_end_in_time_is_killed(stage: Stage) -> None:
 
 def the_signal_to_end_may_be_another(stage: Stage) -> None:
     program = (
-        "trap 'echo usr1 >>trace; exit 0' USR1\ntrap 'echo term >>trace' TERM\necho run >>trace\nsleep 1000 & wait\n"
+        "trap 'echo usr1 >>trace; exit 0' USR1\ntrap 'echo term >>trace' TERM\n" + SLEEPS + "echo run >>trace\nwait\n"
     )
     stage.service("KillSignal=SIGUSR1\n", program=program)
     assert stage.start("alpha.service")
@@ -61,7 +63,7 @@ def a_hang_up_may_follow_the_signal(stage: Stage) -> None:
     program = (
         "trap 'echo hup >>trace; exit 0' HUP\ntrap : TERM\necho run >>trace\nwhile :; do sleep 1000 & wait; done\n"
     )
-    stage.service("SendSIGHUP=yes\n", program=program)
+    stage.service("SendSIGHUP=yes\nTimeoutStopSec=5\n", program=program)
     assert stage.start("alpha.service")
     stage.until_trace("run")
     assert stage.stop("alpha.service")
@@ -111,7 +113,7 @@ def a_stop_command_may_end_the_program_itself(stage: Stage) -> None:
 def a_stop_command_that_hangs_is_ended(stage: Stage) -> None:
     stage.service(
         "TimeoutStopSec=3\nExecStop=/bin/sh -c 'echo stop >>trace; exec sleep 1000'\n",
-        program="trap 'echo term >>trace; exit 0' TERM\necho run >>trace\nsleep 1000 & wait\n",
+        program=KEEPS_RUNNING,
     )
     assert stage.start("alpha.service")
     stage.until_trace("run")
