@@ -35,6 +35,7 @@ WALL = {
     "sandbox/api.py": "which edits came after the profile was read, with the clock that is not set beside it",
     "sandbox/doorway.py": "the same",
     "sandbox/egress_words.py": "what is left of a question's time, printed",
+    "sandbox/ledger_grammar.py": "how long ago, as somebody asks for events",
     "sandbox/live.py": "when something was refused, printed",
     "sandbox/monitor.py": "when something was refused",
     "sandbox/overlay.py": "which files changed after a layer was made, by the clock that stamps them",

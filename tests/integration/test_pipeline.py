@@ -49,8 +49,8 @@ def test_research_becomes_documents(recorded: World, pipeline: Sample) -> None:
 
 def files_of(watch: Watch, notes: set[str]) -> list[dict[str, Any]]:
     """The renames that made the notes, once all of them are on the ledger."""
-    found = [line["event"] for line in events_of(watch.world, "--kind", "file")]
-    made = [one for one in found if isinstance(one, dict) and one["operation"] == "rename"]
+    found = [one["event"] for one in events_of(watch.world) if one["kind"] == "file"]
+    made = [one for one in found if one["operation"] == "rename"]
     return made if {one["to"] for one in made} == notes else []
 
 

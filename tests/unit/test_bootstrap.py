@@ -19,7 +19,7 @@ TOOLS = ("sh", "sed", "cat", "readlink", "dirname", "gcc", "git", "unshare")
 # Those that only the tests' internet needs; here they need not even exist.
 INTERNET = ("ip", "nft", "curl", "openssl", "nginx", "ssh", "psql", "postgres", "javac")
 # Those of the virtual machines.
-MACHINES = ("qemu-system-x86_64", "mmdebstrap", "busybox", "depmod", "file")
+MACHINES = ("qemu-system-x86_64", "mmdebstrap", "systemd-nspawn", "busybox", "depmod", "file")
 
 
 @dataclass
@@ -130,7 +130,7 @@ def test_the_tests_get_what_virtual_machines_are_made_with(machine):
         (machine.bin / name).unlink(missing_ok=True)
     assert machine.bootstrap("test", PYTHON=sys.executable).returncode == 0
     kmod = [] if os.path.exists("/sbin/depmod") else ["kmod"]
-    wanted = ["nodejs", "qemu-system-x86", "mmdebstrap", "busybox-static", *kmod, "file"]
+    wanted = ["nodejs", "qemu-system-x86", "mmdebstrap", "systemd-container", "busybox-static", *kmod, "file"]
     assert machine.asked()[-1].split()[5:] == wanted
 
 
