@@ -333,7 +333,8 @@ class Ledger:
             self.lost = f"the ledger cannot be used: {error}"
             raise LedgerError(self.lost) from None
         except OSError as error:
-            self.lost = f"the ledger's service cannot be reached: {error.strerror or error}"
+            where = f"{error.filename}: " if error.filename else ""
+            self.lost = f"the ledger's service cannot be reached: {where}{error.strerror or error}"
             raise LedgerError(self.lost) from None
         except LedgerError as error:
             self.lost = str(error)

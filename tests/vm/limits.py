@@ -84,7 +84,9 @@ class World:
 
 
 ROOT = World("root", 0, {})
-USER = World("user", UID, {"HOME": "/home/agent", "XDG_RUNTIME_DIR": f"/run/user/{UID}"})
+# Not the home on the shared root: a folder that a user makes there belongs to root.
+HOME = Path("/run/home-of-agent")
+USER = World("user", UID, {"HOME": str(HOME), "XDG_RUNTIME_DIR": f"/run/user/{UID}"})
 
 
 def groups() -> list[Path]:
@@ -286,6 +288,8 @@ def main() -> int:
     if unknown := {*sys.argv[1:]} - {check.__name__ for check in (*BOTH, *ROOTS, *USERS)}:
         print(f"there is no check {', '.join(sorted(unknown))}")
         return 2
+    HOME.mkdir(mode=0o700, exist_ok=True)
+    os.chown(HOME, UID, UID)
     profiles = Path("/profiles")
     profiles.mkdir(exist_ok=True)
     for name, text in PROFILES.items():
