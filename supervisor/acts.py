@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from osmoda.ledger.client import open_ledger
+from osmoda.ledger.client import open_ledger, printable
 from osmoda.ledger.errors import LedgerError
 from osmoda.supervisor.errors import SupervisorError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from osmoda.ledger.client import Ledger
+    from osmoda.ledger.client import Ledger, Ticket
+
+_LAST_PATIENCE = 5.0  # seconds for the last events
 
 
 class Acts:
@@ -22,6 +25,7 @@ class Acts:
         self._say = say  # told of what could not be written
         self._ledger: Ledger | None = None
         self._told = False
+        self._waiting: deque[Ticket] = deque()
 
     def open(self) -> None:
         """Open it. Raises SupervisorError where there is one that cannot be written."""
@@ -40,7 +44,7 @@ class Acts:
         if self._ledger is None:
             return
         try:
-            await asyncio.to_thread(self._ledger.append, kind, fields)
+            await asyncio.to_thread(self._ledger.append, kind, _written(fields))
         except LedgerError as error:
             raise SupervisorError(f"{error}; it must be on the ledger") from None
         self._told = False
@@ -49,13 +53,31 @@ class Acts:
         """Write what has happened: that cannot be undone, nor does an end wait for it."""
         if self._ledger is None:
             return
-        ticket = self._ledger.submit(kind, fields)
-        if ticket.error and not self._told:
-            self._told = True
-            self._say(f"the ledger does not take what has happened: {ticket.error}")
+        self._ledger.hear()
+        self._waiting.append(self._ledger.submit(kind, _written(fields)))
+        while self._waiting and self._waiting[0].done:
+            error = self._waiting.popleft().error
+            if error and not self._told:
+                self._told = True
+                self._say(f"the ledger does not take what has happened: {error}")
 
     def close(self) -> None:
-        """Let go of it."""
+        """Let go of it, with all that has happened written; what is not is said."""
         if self._ledger is not None:
+            lost = self._ledger.flush(_LAST_PATIENCE) or next((one.error for one in self._waiting if one.error), "")
+            if lost:
+                self._say(f"the ledger has not taken all that has happened: {lost}")
+            self._waiting.clear()
             self._ledger.close()
             self._ledger = None
+
+
+def _written(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The same as the ledger can write it: else a file whose name is no UTF-8 would leave no trace there."""
+    return {name: _as_text(value) for name, value in fields.items()}
+
+
+def _as_text(value: Any) -> Any:
+    if isinstance(value, str):
+        return printable(value)
+    return [_as_text(one) for one in value] if isinstance(value, (list, tuple)) else value

@@ -71,7 +71,10 @@ class Outlet:
 
 
 class Pipe:
-    """One stream of one program. Its writing end is the caller's to close once the program has it."""
+    """One stream of one program, read once that is known (`listen`).
+
+    Its writing end is the caller's to close once the program has it.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, outlet: Outlet, stream: str) -> None:
         self.pid = 0
@@ -81,8 +84,13 @@ class Pipe:
         self._lines = Lines()
         self._read, self.write_end = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(self._read, False)
-        loop.add_reader(self._read, self._readable)
         outlet.pipes.add(self)
+
+    def listen(self, pid: int) -> None:
+        """Take what comes, as that of `pid`: what it had printed before this was known has waited."""
+        self.pid = pid
+        if self._read >= 0:
+            self._loop.add_reader(self._read, self._readable)
 
     def _readable(self) -> None:
         try:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 LARGEST_FILE = 1 << 20  # bytes of one file of variables
 MOST_FILES = 256  # that one pattern may match
+_MOST_LINKS = 40  # as the kernel: path_resolution(7)
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SHELL_NEEDS_ESCAPE = '"\\`$'
 # A colon is another syntax, which command lines do not have: it stays as it is.
@@ -176,15 +177,34 @@ def _matching(file: EnvironmentFile) -> list[str]:
 def _open(path: str, flags: int, written: Sequence[str]) -> int:
     """Open to read; a FIFO would hold up whoever waits for its other end."""
     flags |= os.O_NONBLOCK
-    tree = next((tree for tree in written if within(path, tree) and path != tree), None)
-    if tree is None:
+    if not written:
         return os.open(path, flags)
-    root = os.open(tree, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        below = os.fsencode(os.path.relpath(path, tree))
-        return syscalls.openat2(root, below, flags, syscalls.RESOLVE_NO_SYMLINKS | syscalls.RESOLVE_BENEATH)
-    finally:
-        os.close(root)
+    settled = _settled(path, [os.path.realpath(tree) for tree in written])
+    # A link that has come since is not followed either.
+    return syscalls.openat2(-100, os.fsencode(settled), flags, syscalls.RESOLVE_NO_SYMLINKS)
+
+
+def _settled(path: str, trees: Sequence[str]) -> str:
+    """`path` without links, whatever names lead to it. Raises OSError for a link that lies in one of `trees`."""
+    resolved = "/"
+    pending = [*filter(None, reversed(path.split("/")))]
+    links = 0
+    while pending:
+        part = pending.pop()
+        if part in (".", ".."):
+            resolved = os.path.dirname(resolved) if part == ".." else resolved
+            continue
+        here = os.path.join(resolved, part)
+        if not os.path.islink(here):
+            resolved = here
+            continue
+        links += 1
+        if links > _MOST_LINKS or any(within(resolved, tree) for tree in trees):
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), here)
+        target = os.readlink(here)
+        resolved = "/" if target.startswith("/") else resolved
+        pending += filter(None, reversed(target.split("/")))
+    return resolved
 
 
 def _content(path: str, file: EnvironmentFile, written: Sequence[str]) -> str:

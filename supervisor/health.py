@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 type State = Literal["unchecked", "starting", "healthy", "unhealthy"]
 
 _CHUNK = 1 << 16
-_MOST_HEAD = 1 << 16  # bytes of an answer until its head is complete
+_MOST_HEAD = 1 << 16  # bytes of an answer until its head is complete, what goes before it (1xx) included
 
 
 class Agent(Protocol):
@@ -69,6 +69,7 @@ class HttpAnswer:
 
     def __init__(self, host: str, target: str) -> None:
         self._connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=_MOST_HEAD)
+        self._taken = 0
         request = h11.Request(
             method="GET",
             target=target,
@@ -81,6 +82,7 @@ class HttpAnswer:
         """None while the head is not complete, then a problem or the empty string; b"" is the end of the stream."""
         if not data:
             return "it hangs up"
+        self._taken += len(data)
         try:
             self._connection.receive_data(data)
             while True:
@@ -91,7 +93,8 @@ class HttpAnswer:
                     break
         except h11.RemoteProtocolError as error:
             return f"it does not speak HTTP: {error}"
-        return None
+        # While there is more to read nothing else has its turn, not even the deadline (sock_recv of asyncio).
+        return None if self._taken < _MOST_HEAD else "its answer has no end"
 
 
 async def check(one: HealthCheck, agent: Agent, timeout: float) -> str:

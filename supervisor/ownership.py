@@ -13,15 +13,17 @@ def other_writer(path: str) -> str | None:
     The file is looked at and each folder on the way to it, under the name as given and under its real one. A folder
     with the sticky bit, such as /tmp, keeps others from replacing what is not theirs (unlink(2)).
     """
-    for name in dict.fromkeys((os.path.abspath(path), os.path.realpath(path))):
-        while True:
-            reason = _other(name)
-            if reason is not None:
-                return reason
-            if name == "/":
-                break
-            name = os.path.dirname(name)
-    return None
+    names = dict.fromkeys((os.path.abspath(path), os.path.realpath(path)))
+    return next((reason for name in names if (reason := other_writer_of_name(name)) is not None), None)
+
+
+def other_writer_of_name(name: str) -> str | None:
+    """The same of what lies at the absolute path `name` itself: of a link, and not of what it leads to."""
+    while True:
+        reason = _other(name)
+        if reason is not None or name in ("/", ""):
+            return reason
+        name = os.path.dirname(name)
 
 
 def _other(name: str) -> str | None:

@@ -5,7 +5,8 @@ Its agents die with it: their sandboxes' first processes are told by the kernel 
 gone, so that no agent ever runs twice. A daemon marks what it starts with a variable of the environment: what carries
 the mark was forked or started by a daemon of this runtime directory, and only osmoda's own programs have it, since an
 agent's environment is made anew. That of a sandbox's first process is closed to ordinary users; its title is not, which
-begins with the pid of the daemon.
+begins with the pid of the daemon. Anybody may call their own processes so, and have them replaced as fast as they are
+killed: those of other users, and what runs in a sandbox, are no remains.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import os
 import signal
 import time
 
-from osmoda.sandbox import processes
+from osmoda.sandbox import lease, processes
 from osmoda.supervisor.errors import SupervisorError
 
 VARIABLE = "OSMODA_WATCH_DAEMON"
@@ -65,7 +66,7 @@ def _sandboxes(daemon: int, *, ending: bool) -> list[int]:
     return [
         pid
         for pid, identity in processes.identities()
-        if identity.startswith(f"{daemon:x}-") or (ending and not identity)
+        if (identity.startswith(f"{daemon:x}-") or (ending and not identity)) and _may_be_ours(pid)
     ]
 
 
@@ -77,6 +78,18 @@ def marked(folder: str) -> list[int]:
         if not entry.isdigit() or int(entry) == os.getpid():
             continue
         with contextlib.suppress(OSError), open(f"/proc/{entry}/environ", "rb") as file:
-            if wanted in file.read().split(b"\0"):
+            if wanted in file.read().split(b"\0") and _may_be_ours(int(entry)):
                 found.append(int(entry))
     return found
+
+
+def _may_be_ours(pid: int) -> bool:
+    """Whether it is a process of this user's, or the first one of a sandbox of this user's: not one inside."""
+    try:
+        with open(f"/proc/{pid}/status", "rb") as file:
+            fields = dict(line.split(b":", 1) for line in file.read().splitlines() if b":" in line)
+    except OSError:
+        return False  # it has ended
+    uid, numbers = int(fields[b"Uid"].split()[0]), fields[b"NSpid"].split()
+    leased = os.geteuid() == 0 and lease.FIRST_UID <= uid < lease.FIRST_UID + lease.COUNT
+    return (leased or uid == os.geteuid()) and (len(numbers) == 1 or numbers[-1] == b"1")

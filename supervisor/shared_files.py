@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Self
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
 
 MOST_FOLDERS = 4096
 """Folders that are marked at most, in all shared trees together."""
+
+MOST_ENTRIES = 1 << 15
+"""Names that are looked at in folders that have come, each time that `changes` is called: whoever moves a large tree in
+and out again must not keep the caller busy."""
 
 _READ = 1 << 14  # bytes of events that one call of `changes` takes: who asks has other things to do
 
@@ -69,6 +74,8 @@ class SharedFiles:
         self._trees: tuple[str, ...] = ()
         self._moves = FAN_RENAME
         self._unwatched: list[Change] = []
+        # Names that may still be looked at; in what the caller names, all of them.
+        self._looks: float = math.inf
         try:
             self._group = _group(flags)
         except OSError as error:
@@ -88,12 +95,14 @@ class SharedFiles:
         for tree in trees:
             real = os.path.realpath(tree)
             if os.path.isdir(real) and real not in self._trees:
+                self._looks = math.inf
                 self._trees = (*self._trees, real)
                 self._mark(real)
 
     def changes(self) -> Iterator[Change]:
         """What has happened since; never blocks. More may be left: then `fileno` is readable still."""
         yield from self._told()
+        self._looks = MOST_ENTRIES
         try:
             data = os.read(self._group, _READ)
         except BlockingIOError:
@@ -179,6 +188,10 @@ class SharedFiles:
                 continue
             with contextlib.suppress(OSError), os.scandir(folder) as entries:  # gone, or not to be listed
                 for entry in entries:
+                    self._looks -= 1
+                    if self._looks < 0:
+                        self._unwatched.append(Change("unwatched", folder, "", True, 0, -1))
+                        return found
                     is_folder = entry.is_dir(follow_symlinks=False)
                     found.append((entry.path, is_folder))
                     if is_folder:
@@ -215,6 +228,7 @@ class SharedFiles:
 
     def _mark_again(self) -> None:
         """After lost events: folders that were made, moved or removed meanwhile."""
+        self._looks = 8 * MOST_ENTRIES  # the whole of it, which agents can bring about, too
         self._folders = {}
         for tree in self._trees:
             self._mark(tree)

@@ -19,7 +19,11 @@ if TYPE_CHECKING:
     from osmoda.supervisor.shared_files import Change
     from osmoda.supervisor.supervised import Supervised
 
+A_SECOND = 256
+"""Events of one agent that get an entry each; of those beyond one more entry tells how many they were."""
+
 _MOST_PARENTS = 64
+_SILENCE = 60.0  # seconds between two lines in the log about gaps: else an agent could push other lines out of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,9 @@ class SharedWatch:
         self._say = say
         self._files: SharedFiles | None = None
         self._failed = False
+        self._noted: dict[str, int] = {}  # by agent, in this second
+        self._timer: asyncio.TimerHandle | None = None
+        self._quiet_until = 0.0
 
     def follow(self) -> None:
         """Watch what the units share now. Where there is no ledger nothing is watched."""
@@ -84,8 +91,29 @@ class SharedWatch:
         for change in self._files.changes():
             if change.operation in ("overflow", "unwatched"):
                 lost = "events were lost" if change.operation == "overflow" else f"{change.path} is not followed"
-                self._say(f"the record of shared directories has a gap: {lost}")
-            self._acts.after("file", self._fields(change, grants, running))
+                self._say_gap(lost)
+            self._note(self._fields(change, grants, running))
+
+    def _say_gap(self, lost: str) -> None:
+        now = asyncio.get_running_loop().time()
+        if now >= self._quiet_until:
+            self._quiet_until = now + _SILENCE
+            self._say(f"the record of shared directories has a gap: {lost}")
+
+    def _note(self, fields: dict[str, object]) -> None:
+        agent = str(fields["agent"])
+        self._noted[agent] = self._noted.get(agent, 0) + 1
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(1.0, self._sum_up)
+        if self._noted[agent] <= A_SECOND:
+            self._acts.after("file", fields)
+
+    def _sum_up(self) -> None:
+        """A second is over."""
+        noted, self._noted, self._timer = self._noted, {}, None
+        for agent, count in noted.items():
+            if count > A_SECOND:
+                self._acts.after("file", {"operation": "others", "agent": agent, "others": count - A_SECOND})
 
     def _running(self) -> _Running:
         mains = {
@@ -116,6 +144,9 @@ class SharedWatch:
 
     def close(self) -> None:
         """Let go of the directories."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._sum_up()
         if self._files is not None:
             asyncio.get_running_loop().remove_reader(self._files.fileno())
             self._files.close()

@@ -97,7 +97,7 @@ class Slot:
             if isinstance(event, Started):
                 self.started = True
                 for pipe in self._pipes:
-                    pipe.pid = event.pid
+                    pipe.listen(event.pid)
             elif isinstance(event, Ended | Failed):
                 identity = self.running.identity
                 for pipe in self._pipes:

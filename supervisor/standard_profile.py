@@ -21,13 +21,17 @@ from osmoda.supervisor.errors import UnitError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from osmoda.supervisor.unit import Origin, Unit
+    from osmoda.supervisor.unit import Exec, Origin, Unit
 
 TIER = 1
 
 
 def declaration(unit: Unit, tier: int) -> Declaration:
-    """The grants of `unit` in `tier` (1 or 2). Raises UnitError for a working directory that is too much to show."""
+    """The grants of `unit` in `tier` (1 or 2).
+
+    Raises UnitError for a working directory that is too much to show, and for a program that leads to what only the
+    operator can grant.
+    """
     places = PrivatePlaces()
     read: dict[str, Position] = {}
     if not _at_root(unit):
@@ -35,12 +39,21 @@ def declaration(unit: Unit, tier: int) -> Declaration:
     lines = [*unit.exec_condition, *unit.exec_start_pre, *unit.exec_start, *unit.exec_start_post]
     lines += [*unit.exec_reload, *unit.exec_stop, *unit.exec_stop_post]
     for line in lines:
-        for path in installations.needed_by((line.program,), lambda prefix: _is_too_wide(prefix, places)):
+        for path in _needed(line, places, [os.path.realpath(path) for path in read]):
             read.setdefault(path, position(line.origin))
     kept = {path: at for path, at in read.items() if not any(o != path and within(path, o) for o in read)}
     key = ("filesystem", "read")
     first = next(iter(kept.values()), position(origin(unit, "Service.ExecStart")))
     return Declaration({key: first}, {key: kept}, {("tier",): (tier, _tier_position(unit))}, {})
+
+
+def _needed(line: Exec, places: PrivatePlaces, shown: Sequence[str]) -> tuple[str, ...]:
+    try:
+        return installations.needed_by((line.program,), lambda prefix: _is_too_wide(prefix, places), shown)
+    except installations.NotTrusted as error:
+        raise UnitError(
+            f"{error}; name what the program needs in a profile, and that in Profile= of [X-Osmoda]", line.origin
+        ) from None
 
 
 def _tier_position(unit: Unit) -> Position:

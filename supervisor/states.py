@@ -70,6 +70,8 @@ _CLEAN_SIGNALS = {signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGPIPE}
 _EXIT_EXEC = 203  # what systemd reports for a program that could not be executed (systemd.exec(5))
 _STARTING = ("condition", "start-pre", "start", "start-post")
 _UP = ("running", "exited", "reload", "reload-notify")
+LONGEST_END = 10
+"""So many times its TimeoutStopSec= a service may have for its end, however often it asks (EXTEND_TIMEOUT_USEC=)."""
 _ENDING = ("stop-watchdog", "stop-sigterm", "stop-sigkill")
 
 
@@ -99,6 +101,7 @@ class Machine:
         self._stopping = False  # somebody wants it down
         self._told = False  # whether the start that was asked for has had its answer
         self._up_since = math.inf
+        self._ending_since = math.inf
         self._refused = ""  # what kept a program of it from being started
         self._timers: dict[str, float] = {}
         self._now = 0.0
@@ -148,6 +151,7 @@ class Machine:
                 self._give_up(event.text)
             case Elapsed():
                 self._elapsed()
+        self._ending_since = min(self._ending_since, now) if self.active == "deactivating" else math.inf
         return self._out
 
     def read_again(self, unit: Unit) -> None:
@@ -528,7 +532,11 @@ class Machine:
             self.watchdog = message.watchdog_every
             self._feed_watchdog()
         if message.extend is not None and "state" in self._timers:
-            self._timers["state"] = max(self._timers["state"], self._now + message.extend)
+            until = self._now + message.extend
+            if self.active == "deactivating":
+                # What has to end cannot put that off for ever: a switch may have to go back from it.
+                until = min(until, self._ending_since + LONGEST_END * self.unit.timeout_stop)
+            self._timers["state"] = max(self._timers["state"], until)
         if message.ready:
             self._is_ready()
         if message.reloading and self.sub == "running":

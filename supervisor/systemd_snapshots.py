@@ -133,7 +133,8 @@ def line(entry: Mapping[str, Any]) -> dict[str, Any]:
     text = entry.get("MESSAGE") or ""
     if isinstance(text, list):  # bytes that are no UTF-8
         text = bytes(text).decode("utf-8", "backslashreplace")
-    of_systemd = entry.get("_PID") == "1" or entry.get("_COMM") == "systemd"
+    # A program can be called systemd, too; but what it prints comes by another way than what a manager logs.
+    of_systemd = entry.get("_PID") == "1" or (entry.get("_COMM") == "systemd" and entry.get("_TRANSPORT") == "journal")
     unit = entry.get("UNIT") or entry.get("USER_UNIT") if of_systemd else None
     return {
         "time": int(entry["__REALTIME_TIMESTAMP"]) / 1e6,

@@ -3,6 +3,9 @@
 What an agent may write (`filesystem.write` of its profile) is its data. The copy lies with the generation that it was
 made under. Putting it back loses nothing: what is there is kept beside it, under another name. Each step is a rename,
 and what lies where says which of them have been made.
+
+Others may write around the data: its user, another agent. So the folder that holds it is opened once, by a name without
+links, and all is done through that descriptor.
 """
 
 from __future__ import annotations
@@ -12,6 +15,8 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
+from osmoda.sandbox.errors import CompileError
+from osmoda.sandbox.granted_paths import resolve_grant
 from osmoda.supervisor.switch import tree
 from osmoda.supervisor.switch.errors import SwitchError
 
@@ -25,11 +30,15 @@ _ALL = tree.Bounds(1 << 62, 1 << 62)
 def folders(written: Iterable[str]) -> list[str]:
     """Of the paths that may be written, the folders to copy, under their names without links.
 
-    Raises SwitchError for what could not be put back by a rename.
+    Raises SwitchError for what could not be put back by a rename, and for a link that no sandbox would follow.
     """
+    try:
+        there = {resolve_grant(path, "", write=True, never=()) for path in written if os.path.lexists(path)}
+    except CompileError as error:
+        raise SwitchError(str(error)) from None
     found: list[str] = []
-    for path in sorted({os.path.realpath(path) for path in written}):
-        if any(path.startswith(f"{other}/") for other in found) or not os.path.lexists(path):
+    for path in sorted(there):
+        if any(path.startswith(f"{other}/") for other in found):
             continue
         if not stat.S_ISDIR(os.lstat(path).st_mode):
             raise SwitchError(f"{path} is no folder: the data of an agent is copied folder by folder (--snapshot-data)")
@@ -48,12 +57,13 @@ def snapshot(target: str, switch: int, trees: Sequence[str]) -> None:
     partial = f"{target}.partial"
     tree.remove(partial)
     tree.remove(target)
-    tree.require_room(os.path.dirname(target), sum(tree.measure(path, _ALL) for path in trees), "the data")
+    size = sum(tree.measure(path, _ALL, settled=True) for path in trees)
+    tree.require_room(os.path.dirname(target), size, "the data")
     try:
         os.mkdir(partial, 0o700)
         kept = []
         for number, path in enumerate(trees):
-            tree.copy(path, os.path.join(partial, str(number)), _ALL, sealed=False)
+            tree.copy(path, os.path.join(partial, str(number)), _ALL, sealed=False, settled=True)
             kept.append(path)
         with open(os.path.join(partial, _INDEX), "x", encoding="utf-8") as file:
             json.dump({"switch": switch, "trees": kept}, file)
@@ -79,21 +89,36 @@ def restore(target: str, switch: int) -> list[str]:
     """
     trees = _index(target, switch) or []
     for number, path in enumerate(trees):
-        aside, coming = set_aside(path, switch), f"{path}.restored-by-switch-{switch}"
-        if not os.path.lexists(aside):
-            if not os.path.lexists(coming):
-                tree.remove(f"{coming}.partial")
-                copied = os.path.join(target, str(number))
-                tree.copy(copied, f"{coming}.partial", _ALL, sealed=False)
-                os.rename(f"{coming}.partial", coming)
-            if os.path.lexists(path):
-                os.rename(path, aside)
-            else:
-                os.mkdir(aside, 0o700)
-        if not os.path.lexists(path):
-            os.rename(coming, path)
-        tree.sync_folder(os.path.dirname(path))
+        holder = tree.open_folder(os.path.dirname(path))
+        try:
+            _restore_one(os.path.join(target, str(number)), holder, os.path.basename(path), switch)
+            os.fsync(holder)
+        finally:
+            os.close(holder)
     return trees
+
+
+def _restore_one(copied: str, holder: int, name: str, switch: int) -> None:
+    aside, coming = set_aside(name, switch), f"{name}.restored-by-switch-{switch}"
+    if not _is_there(aside, holder):
+        if not _is_there(coming, holder):
+            tree.remove(f"{coming}.partial", holder)
+            tree.copy(copied, f"{coming}.partial", _ALL, sealed=False, folder=holder)
+            os.rename(f"{coming}.partial", coming, src_dir_fd=holder, dst_dir_fd=holder)
+        if _is_there(name, holder):
+            os.rename(name, aside, src_dir_fd=holder, dst_dir_fd=holder)
+        else:
+            os.mkdir(aside, 0o700, dir_fd=holder)
+    if not _is_there(name, holder):
+        os.rename(coming, name, src_dir_fd=holder, dst_dir_fd=holder)
+
+
+def _is_there(name: str, folder: int) -> bool:
+    try:
+        os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _index(target: str, switch: int) -> list[str] | None:

@@ -168,6 +168,20 @@ def test_more_folders_than_are_followed_are_named(tree, files, monkeypatch):
     assert paths(found, "unwatched") == {f"{tree}/fourth"}
 
 
+def test_a_large_tree_that_is_moved_in_is_looked_at_for_so_long_only(tree, files, tmp_path, monkeypatch):
+    """Moved in and out again and again it would keep whoever listens from everything else."""
+    monkeypatch.setattr(shared_files, "MOST_ENTRIES", 10)
+    large = tmp_path / "large"
+    large.mkdir()
+    for number in range(20):
+        (large / f"f{number}").touch()
+    large.rename(tree / "large")
+    found = heard(files, lambda changes: "unwatched" in {change.operation for change in changes})
+    assert paths(found, "unwatched") == {f"{tree}/large"}
+    (tree / "small").mkdir()
+    heard(files, lambda changes: f"{tree}/small" in paths(changes, "create"))
+
+
 def test_nothing_is_open_afterwards(tmp_path):
     before = len(os.listdir("/proc/self/fd"))
     with SharedFiles() as found:

@@ -38,8 +38,10 @@ def test_lines_of_both_streams_with_the_pid_and_the_last_one_that_has_no_end():
         outlet = Outlet(asyncio.get_running_loop(), logs, "a.service")
         pipes = {name: Pipe(asyncio.get_running_loop(), outlet, name) for name in ("stdout", "stderr")}
         for name, pipe in pipes.items():
-            pipe.pid = 7
             os.write(pipe.write_end, f"{name} one\n{name} two".encode())
+        await asyncio.sleep(0)
+        for pipe in pipes.values():
+            pipe.listen(7)
         await eventually(lambda: len(logs.lines) == 2)
         for pipe in pipes.values():
             pipe.given()
@@ -75,6 +77,7 @@ def test_a_flood_is_cut_counted_and_told_when_it_is_over(monkeypatch):
     async def play():
         outlet = Outlet(asyncio.get_running_loop(), logs, "a.service")
         pipe = Pipe(asyncio.get_running_loop(), outlet, "stdout")
+        pipe.listen(7)
         os.write(pipe.write_end, b"x\n" * 100)
         await eventually(lambda: len(logs.said) == 2)
         os.write(pipe.write_end, b"after\n")

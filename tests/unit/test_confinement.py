@@ -124,6 +124,47 @@ def test_a_virtual_environment_elsewhere_and_a_script_with_env(agents):
     assert found.profile.filesystem.read == (str(script), str(plain), str(venv))
 
 
+@pytest.mark.parametrize("kind", ["script", "link", "folder", "environment"])
+def test_what_somebody_else_may_write_leads_to_nothing_that_is_not_shown(agents, kind):
+    """It would be granted with the daemon's rights: root's files, to whoever owns the code of an agent."""
+    secret, work = agents / "secret", agents / "work"
+    for folder in (secret / "bin", work / "bin"):
+        folder.mkdir(parents=True)
+    (secret / "bin" / "python3").write_text("")
+    program = work / "bin" / "run"
+    by, leads = program, program
+    match kind:
+        case "script":
+            program.write_text(f"#!{secret}/bin/python3\n")
+        case "link":
+            program.symlink_to(secret / "bin" / "python3")
+            by = work
+        case "folder":
+            program = work / "linked" / "python3"
+            program.parent.symlink_to(secret / "bin")
+            by, leads = work, program.parent
+        case "environment":
+            program.symlink_to("/usr/bin/python3")
+            by = leads = work / "pyvenv.cfg"
+            by.write_text(f"home = {secret}/bin\n")
+    found = unit(f"ExecStart={program}", agents / "a.service", write=True)
+    assert str(secret) in confine(found).profile.filesystem.read, "where nobody else may write, it counts"
+    by.chmod(0o777)
+    says = refused(found)
+    assert says.startswith(f"{agents}/a.service:2: {secret}/bin/python3 is not shown to the agent: ")
+    assert (
+        f" {leads} leads there, and {by} can be written by everybody; name what the program needs in a profile" in says
+    )
+    assert confine(unit(f"WorkingDirectory={agents}\nExecStart={program}", agents / "a.service", write=True))
+
+
+def test_an_interpreter_without_a_path_is_looked_for_nowhere(agents):
+    program = agents / "run"
+    program.write_text("#!python3\n")
+    found = confine(unit(f"ExecStart={program}", agents / "a.service", write=True))
+    assert found.profile.filesystem.read == (str(program),)
+
+
 def test_an_installation_is_shown_whole_and_a_home_never(agents, monkeypatch):
     monkeypatch.setenv("HOME", str(agents))
     node = agents / "node-v22"

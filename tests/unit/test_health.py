@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import threading
+import time
 
 import pytest
 
@@ -148,3 +150,27 @@ def test_checks_are_made_beside_each_other():
     wanted = Health((TCP, COMMAND), interval=1.0, timeout=0.05, start_period=0.0, retries=1)
     assert asyncio.run(check_all(wanted, agent)) == "tcp 8080: no answer within 0.05 s"
     assert agent.asked == [8080, "/bin/check"]
+
+
+def test_an_answer_without_end_holds_nobody_up():
+    """Nothing else would have its turn as long as there is something to read, not even the check's own deadline."""
+    mine, theirs = socket.socketpair()
+    until = time.monotonic() + 10
+
+    def flood():
+        with theirs, contextlib.suppress(OSError):
+            while time.monotonic() < until:
+                theirs.sendall(b"HTTP/1.1 103 Early Hints\r\n\r\n" * 1000)
+
+    class Flooding:
+        async def connect(self, port):
+            mine.setblocking(False)
+            return mine
+
+    thread = threading.Thread(target=flood)
+    thread.start()
+    try:
+        assert asyncio.run(check(HTTP, Flooding(), 30.0)) == "http http://:8080/health?x=1: its answer has no end"
+    finally:
+        mine.close()
+        thread.join()

@@ -128,6 +128,27 @@ def test_what_cannot_be_followed_is_said_once(tmp_path, monkeypatch):
     assert said == [f"{tmp_path}: what agents do there is not put on the ledger: it cannot"]
 
 
+def test_a_flood_costs_a_bounded_number_of_entries_and_none_of_the_log(tmp_path, monkeypatch):
+    """An agent could fill the disk that the ledger is on, and push what the daemon has said out of its log."""
+    monkeypatch.setattr(shared_watch, "A_SECOND", 3)
+    monkeypatch.setattr("osmoda.supervisor.shared_files.MOST_FOLDERS", 1)
+    said, acts = [], Acts()
+
+    async def look():
+        watch = SharedWatch(units_of(tmp_path), acts, said.append)
+        watch.follow()
+        for number in range(100):
+            (tmp_path / f"folder-{number}").mkdir()
+        await until(acts.events, lambda events: sum(event.get("others", 1) for event in events) >= 200)
+        watch.close()
+
+    asyncio.run(look())
+    assert len(said) == 1
+    assert {event["operation"] for event in acts.events} == {"create", "unwatched", "others"}
+    assert len(acts.events) <= 40, "a second may have come in between"
+    assert sum(event.get("others", 1) for event in acts.events) == 200
+
+
 def test_a_gap_is_said_and_on_the_ledger(tmp_path, monkeypatch):
     monkeypatch.setattr("osmoda.supervisor.shared_files.MOST_FOLDERS", 1)
     (tmp_path / "in").mkdir()

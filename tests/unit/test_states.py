@@ -119,6 +119,21 @@ def test_a_stop_that_takes_too_long_kills():
     assert "it is killed" in play.said
 
 
+@pytest.mark.parametrize("asked", [StopAsked(), Notified(parse(b"STOPPING=1"))])
+def test_an_end_cannot_be_put_off_for_ever(asked):
+    """Else a program could keep a switch from going back from it, with no check and no watchdog looking any more."""
+    play = Play(timeout_stop=2.0)
+    play.up()
+    play.hear(asked)
+    began = play.now
+    play.notify("EXTEND_TIMEOUT_USEC=5000000")
+    assert play.machine.deadline() == began + 5, "what is asked for counts"
+    for _ in range(100):
+        play.notify("EXTEND_TIMEOUT_USEC=3600000000", after=0.1)
+    assert play.machine.deadline() == began + 20
+    assert play.wait() == [Kill("main")]
+
+
 def test_a_killed_sandbox_that_stays_is_killed_again():
     play = Play(timeout_stop=5.0)
     play.up()

@@ -175,8 +175,8 @@ def test_what_would_not_fit_is_not_begun(store, code):
 def test_a_file_that_changes_under_the_copy_is_refused(store, code, monkeypatch):
     real = tree._copy_content
 
-    def slow(from_fd: int, to_fd: int) -> None:
-        real(from_fd, to_fd)
+    def slow(from_fd: int, to_fd: int, size: int) -> None:
+        real(from_fd, to_fd, size)
         with open(code / "main.py", "a") as file:
             file.write("# more\n")
 

@@ -70,4 +70,10 @@ def test_lines_of_the_journal():
     )
     assert (of_systemd["unit"], of_systemd["pid"], of_systemd["level"]) == ("b.service", 0, 4)
     assert status_words.log_line(of_systemd, colour=False).endswith(" b.service systemd: hello")
+    of_user = systemd_snapshots.line(
+        entry | {"_COMM": "systemd", "_TRANSPORT": "journal", "USER_UNIT": "c.service"},
+    )
+    assert (of_user["unit"], of_user["stream"]) == ("c.service", "systemd")
+    forged = systemd_snapshots.line(entry | {"_COMM": "systemd", "_TRANSPORT": "stdout"})
+    assert (forged["unit"], forged["stream"], forged["pid"]) == ("a.service", "stdout", 17)
     assert systemd_snapshots.line(entry | {"MESSAGE": [104, 105, 255]})["text"] == "hi\\xff"

@@ -132,6 +132,21 @@ def test_no_link_is_followed_where_the_agent_writes(tmp_path, name):
         assert environment.read_file(file, written=(str(tree),)) == {"OWN": "1"}
 
 
+@pytest.mark.parametrize(("granted", "named"), [("alias", "tree"), ("tree", "alias"), ("alias", "alias")])
+def test_no_such_link_is_followed_under_another_name_of_the_tree(tmp_path, granted, named):
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "alias").symlink_to("tree")
+    (tmp_path / "secret").write_text("TOKEN=of-somebody-else\n")
+    (tmp_path / "tree" / "agent.env").write_text("OWN=1\n")
+    file = EnvironmentFile(f"{tmp_path / named}/agent.env", False, ORIGIN)
+    written = (str(tmp_path / granted),)
+    assert environment.read_file(file, written=written) == {"OWN": "1"}
+    (tmp_path / "tree" / "agent.env").unlink()
+    (tmp_path / "tree" / "agent.env").symlink_to(tmp_path / "secret")
+    with pytest.raises(UnitError, match="through a link in a tree that the agent writes"):
+        environment.read_file(file, written=written)
+
+
 def test_a_pattern_that_matches_nothing(tmp_path):
     with pytest.raises(UnitError, match="matches no file"):
         environment.read_file(EnvironmentFile(f"{tmp_path}/*.env", False, ORIGIN))

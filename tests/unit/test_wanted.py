@@ -110,3 +110,36 @@ def test_what_a_daemon_starts_carries_its_mark(tmp_path, monkeypatch):
         assert one.stdin is not None
         assert remains.marked(str(tmp_path)) == [one.pid]
         one.stdin.close()
+
+
+# Called as a sandbox's first process is, with the mark of a daemon; perhaps another user's from then on.
+FORGED = f"""
+import os, sys
+open('/proc/self/comm', 'w').write('osmoda-init')
+if sys.argv[1:]:
+    os.setgroups([])
+    os.setuid(12345)
+{STAYS}
+"""
+STARTS_ONE = f"""
+import os, subprocess, sys
+title, code, folder = sys.argv[1:4]
+environment = {{**os.environ, "{remains.VARIABLE}": folder}}
+subprocess.call([title, "-c", code, *sys.argv[4:]], executable=sys.executable, env=environment)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user, and makes a pid namespace alone")
+@pytest.mark.parametrize(("around", "arguments"), [([], ["another user's"]), (["unshare", "--pid", "--fork"], [])])
+def test_nobody_else_s_process_keeps_a_daemon_from_starting(tmp_path, around, arguments):
+    """Another user's, and one in a sandbox, could be replaced as fast as they are killed."""
+    folder = str(tmp_path)
+    with subprocess.Popen(["true"]) as daemon:
+        pass
+    title = f"osmoda-init {daemon.pid:x}-3 tier-2 agent.toml"
+    command = [*around, sys.executable, "-c", STARTS_ONE, title, FORGED, folder, *arguments]
+    with marked(folder) as own, started(command) as other:
+        assert remains.left(folder, daemon.pid, ending=False) == [own.pid], "what is this user's counts"
+        for one in (own, other):
+            assert one.stdin is not None
+            one.stdin.close()
