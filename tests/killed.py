@@ -314,10 +314,16 @@ class Host:
     def records(self) -> Records:
         return Records(str(self.directory("state") / "switch" / "records"))
 
+    def _generations(self) -> Path:
+        return self.directory("state") / "switch" / "agents" / "deployed" / "generations"
+
+    def is_good(self, generation: int) -> bool:
+        """Whether it is one that becomes healthy."""
+        return "'good'" in (self._generations() / str(generation) / "code" / "main.py").read_text().partition("\n")[0]
+
     def generations(self) -> Iterator[tuple[int, str]]:
         """Each generation that there is, and the digest of its program."""
-        folder = self.directory("state") / "switch" / "agents" / "deployed" / "generations"
-        for path in folder.glob("*/code/main.py"):
+        for path in self._generations().glob("*/code/main.py"):
             with contextlib.suppress(FileNotFoundError, ValueError):  # it is made, or removed, just now
                 yield int(path.parent.parent.name), sha256(path.read_bytes()).hexdigest()
 
@@ -352,12 +358,13 @@ class Deployer(threading.Thread):
             self.made.setdefault(number, set()).add(digest)
 
     def _turn(self) -> None:
-        ask = self.host.watch.ask
-        if not ask("switch-status")["switches"]:
+        switches = self.host.watch.ask("switch-status")["switches"]
+        if not switches:
             self._begin(self.chance.choices(("good", "loops", "sick"), (4, 1, 1))[0])
-        elif self.chance.random() < 0.05:
+        elif self.chance.random() < 0.02:
+            good = self.host.is_good(switches[0]["members"][0]["after"]) and self.chance.random() < 0.5
             # Refused where there is nothing of that kind to end now.
-            ask(self.chance.choice(("switch-commit", "switch-rollback")), "deployed")
+            self.host.watch.ask("switch-commit" if good else "switch-rollback", "deployed")
 
     def _begin(self, kind: str) -> None:
         self._serial += 1

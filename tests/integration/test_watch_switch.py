@@ -235,6 +235,21 @@ def test_a_daemon_that_is_killed_on_probation(watch: Watch) -> None:
 
 
 @as_root
+@pytest.mark.orphans
+def test_a_switch_that_is_asked_for_before_a_new_daemon_runs_its_agents(watch: Watch) -> None:
+    """The agent is to run: so it runs again when the switch goes back, though it has found nothing that ran."""
+    agent(watch)
+    code = build(watch, 2, sick=True)
+    watch.down(signal.SIGKILL)
+    watch.up()
+    begin = {"agents": [{"name": "agent", "code": str(code)}], "wait": True}
+    answer = watch.ask("switch-begin", begin=json.dumps(begin))
+    assert answer["switch"]["phase"] == "rolled-back", answer
+    assert watch.wait_for("agent", state="active")["restarts"] == 0
+    runs(watch, 1)
+
+
+@as_root
 def test_several_agents_at_once_by_a_file_or_none(watch: Watch) -> None:
     agent(watch)
     unit = watch.world.tmp / "writer.service"
