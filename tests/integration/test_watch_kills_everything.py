@@ -2,7 +2,7 @@
 
 No agent is lost, runs twice, or is for a moment unenforced; the ledger verifies, and holds each start that an agent has
 noted; what a switch says on disk is what runs. `OSMODA_WATCH_KILLS` says how often (default: 15; 1000 takes minutes);
-`OSMODA_WATCH_SEED` draws the same kills again.
+`OSMODA_WATCH_SEED` draws the same kills again, and a long run needs OSMODA_TEST_SECONDS=1800, say.
 """
 
 from __future__ import annotations
@@ -77,6 +77,8 @@ def test_everything_killed_at_random_moments(host: Host) -> None:
             if sum(done.values()) >= KILLS:
                 break
             assert deployer.failure is None
+            if sum(done.values()) % 100 == 0:
+                print(f"{time.monotonic() - began:.0f} s: {dict(done)}", flush=True)
             time.sleep(chance.random() * 0.2)
     finally:
         deployer.ended.set()

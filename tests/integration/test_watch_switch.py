@@ -236,17 +236,18 @@ def test_a_daemon_that_is_killed_on_probation(watch: Watch) -> None:
 
 @as_root
 @pytest.mark.orphans
-def test_a_switch_that_is_asked_for_before_a_new_daemon_runs_its_agents(watch: Watch) -> None:
-    """The agent is to run: so it runs again when the switch goes back, though it has found nothing that ran."""
+def test_a_switch_that_comes_before_a_new_daemon_has_started_its_agents(watch: Watch) -> None:
+    """The agent is to run: so it runs again when the switch goes back, though the switch has found nothing that ran."""
     agent(watch)
-    code = build(watch, 2, sick=True)
+    watch.do("switch", "begin", "agent", "--code", build(watch, 2))
+    watch.do("switch", "commit", "agent")
     watch.down(signal.SIGKILL)
     watch.up()
-    begin = {"agents": [{"name": "agent", "code": str(code)}], "wait": True}
-    answer = watch.ask("switch-begin", begin=json.dumps(begin))
+    answer = watch.ask("switch-begin", begin=json.dumps({"agents": [{"name": "agent", "to": 1}]}))
+    assert answer["switch"]["phase"] == "probation", answer
+    answer = watch.ask("switch-rollback", "agent")
     assert answer["switch"]["phase"] == "rolled-back", answer
-    assert watch.wait_for("agent", state="active")["restarts"] == 0
-    runs(watch, 1)
+    runs(watch, 2)
 
 
 @as_root
