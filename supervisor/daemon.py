@@ -124,8 +124,11 @@ class Daemon:
             stack.callback(RESIDENT.close)
             stack.push_async_callback(self.engine.close)
             await stack.enter_async_context(self._switches)
+            # A switch that is asked for before they run must know that they are to run again should it go back.
+            expected = await self._to_run()
+            self.engine.coming |= {*expected}
             await stack.enter_async_context(Control(os.path.join(self._folder, NAME), self._verbs()))
-            self.engine.soon(self._start_wanted())
+            self.engine.soon(self._start_wanted(expected))
             _notify(f"READY=1\nMAINPID={os.getpid()}")
             ready()
             await self._ended.wait()
@@ -140,12 +143,15 @@ class Daemon:
         with suppress(OSError):
             self._wanted.start([unit]) if runs else self._wanted.stop([unit])
 
-    async def _start_wanted(self) -> None:
+    async def _to_run(self) -> list[str]:
+        return self._wanted.now(await asyncio.to_thread(lambda: enabled.names(Loader(self._search))))
+
+    async def _start_wanted(self, expected: Sequence[str]) -> None:
         # First what was being switched when the last daemon ended: until that is settled, nobody knows what to start.
         for problem in await self._switches.recover():
             self._say(problem, 3)
-        wanted = self._wanted.now(await asyncio.to_thread(lambda: enabled.names(Loader(self._search))))
-        names = [name for name in wanted if name.removesuffix(".service") not in self._switches.held()]
+        names = [name for name in await self._to_run() if name.removesuffix(".service") not in self._switches.held()]
+        self.engine.coming -= {*expected} - {*names}
         if not names:
             return
         self._say(f"starting {', '.join(names)}")

@@ -58,6 +58,8 @@ class Engine:
         self._listening: dict[str, list[Callable[[], None]]] = {}
         self.held_back: dict[str, str] = {}
         """Units that are not started now, and why."""
+        self.coming: set[str] = set()
+        """Units that are about to be started, and of which their machines have not heard yet."""
         # One at a time: the interpreter has one lock, and msgspec dies of two threads that need a new type's schema.
         self.compiling = asyncio.Lock()
         self._background: set[asyncio.Task[object]] = set()
@@ -119,14 +121,21 @@ class Engine:
         One more than this host has room for is refused, unless `forced`.
         """
         wanted = [*map(self.full_name, names)]
-        outcomes = [await self._listen(name) for name in wanted if name.endswith(".socket")]
-        units, problems = await self._read(name for name in wanted if name.endswith(".service"))
-        outcomes += [self._refused(name, text) for name, text in problems.items()]
+        self.coming |= {*wanted}
+        try:
+            outcomes = [await self._listen(name) for name in wanted if name.endswith(".socket")]
+            units, problems = await self._read(name for name in wanted if name.endswith(".service"))
+            outcomes += [self._refused(name, text) for name, text in problems.items()]
 
-        async def one(unit: Unit, waited: Mapping[str, Outcome]) -> Outcome:
-            return await self._start_one(unit, waited, by_hand=by_hand, report=report, forced=forced)
+            async def one(unit: Unit, waited: Mapping[str, Outcome]) -> Outcome:
+                try:
+                    return await self._start_one(unit, waited, by_hand=by_hand, report=report, forced=forced)
+                finally:
+                    self.coming.discard(unit.name)
 
-        return outcomes + await self._in_order(units, jobs.before_start(units), one)
+            return outcomes + await self._in_order(units, jobs.before_start(units), one)
+        finally:
+            self.coming -= {*wanted}
 
     async def _listen(self, name: str) -> Outcome:
         """Listen at what a socket unit names, and start its service when somebody connects."""
@@ -176,6 +185,7 @@ class Engine:
             self.shared.follow()
         if by_hand and held.machine.restarts.group is not None:
             held.machine.restarts.group.reset()
+        self.coming.discard(unit.name)  # from here on its machine tells
         done = await held.ask(StartAsked(by_hand), "start")
         if done.ok:
             held.last_problem = ""

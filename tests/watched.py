@@ -125,15 +125,23 @@ class Watch:
         other = environment.get({"runtime": "XDG_RUNTIME_DIR", "state": "XDG_STATE_HOME"}[kind], "")
         return Path(own or f"{other}/osmoda") / "watch"
 
-    def status(self, name: str) -> dict[str, Any]:
-        """One unit as `status --json` has it, asked for without a command: tests look often."""
+    def ask(self, verb: str, *units: str, **options: str | int | bool) -> dict[str, Any]:
+        """The daemon's answer, asked for without a command: tests look often. Raises OSError where none comes."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as one:
             one.settimeout(PATIENCE)
             one.connect(str(self.directory("runtime") / "control"))
-            one.sendall(json.dumps({"verb": "status", "units": [name]}).encode() + b"\n")
+            one.sendall(json.dumps({"verb": verb, "units": units, "options": options}).encode() + b"\n")
             with one.makefile("rb") as answers:
-                (found,) = json.loads(answers.readlines()[-1])["units"]
-                return dict(found)
+                said = [line for line in answers if line.endswith(b"\n")]
+        answer = dict(json.loads(said[-1])) if said else {}
+        if "done" not in answer and "error" not in answer:
+            raise ConnectionResetError(f"the daemon has not answered {verb}")
+        return answer
+
+    def status(self, name: str) -> dict[str, Any]:
+        """One unit as `status --json` has it."""
+        (found,) = self.ask("status", name)["units"]
+        return dict(found)
 
     def wait_for(self, name: str, **values: Any) -> dict[str, Any]:
         """One unit, once it has these values."""

@@ -71,13 +71,15 @@ class EngineAgents:
 
     async def condition(self, name: str) -> Condition:
         """See `Agents`. One that was unhealthy is so until it is started on request: the engine restarts it at once."""
-        held = self._engine.units.get(self._engine.full_name(name))
+        unit = self._engine.full_name(name)
+        held = self._engine.units.get(unit)
+        coming = unit in self._engine.coming  # as after the start of a daemon: one that is down, and will not be
         if held is None:
-            return Condition(running=False, given_up=True, health="unchecked", restarts=0)
+            return Condition(running=False, given_up=not coming, health="unchecked", restarts=0)
         machine = held.machine
         return Condition(
             running=machine.active in ("active", "reloading"),
-            given_up=machine.is_down,
+            given_up=machine.is_down and not coming,
             health="unhealthy" if name in self._sick else held.tally.state,
             restarts=machine.restarts.count,
             reason=self._sick.get(name) or held.last_problem or held.tally.problem,

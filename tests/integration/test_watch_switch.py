@@ -235,6 +235,22 @@ def test_a_daemon_that_is_killed_on_probation(watch: Watch) -> None:
 
 
 @as_root
+@pytest.mark.orphans
+def test_a_switch_that_comes_before_a_new_daemon_has_started_its_agents(watch: Watch) -> None:
+    """The agent is to run: so it runs again when the switch goes back, though the switch has found nothing that ran."""
+    agent(watch)
+    watch.do("switch", "begin", "agent", "--code", build(watch, 2))
+    watch.do("switch", "commit", "agent")
+    watch.down(signal.SIGKILL)
+    watch.up()
+    answer = watch.ask("switch-begin", begin=json.dumps({"agents": [{"name": "agent", "to": 1}]}))
+    assert answer["switch"]["phase"] == "probation", answer
+    answer = watch.ask("switch-rollback", "agent")
+    assert answer["switch"]["phase"] == "rolled-back", answer
+    runs(watch, 2)
+
+
+@as_root
 def test_several_agents_at_once_by_a_file_or_none(watch: Watch) -> None:
     agent(watch)
     unit = watch.world.tmp / "writer.service"
