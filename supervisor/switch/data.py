@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 _INDEX = "index.json"
+_NOTE = ".put-back"
 _ALL = tree.Bounds(1 << 62, 1 << 62)
 
 
@@ -100,10 +101,17 @@ def restore(target: str, switch: int) -> list[str]:
 
 def _restore_one(copied: str, holder: int, name: str, switch: int) -> None:
     aside, coming = set_aside(name, switch), f"{name}.restored-by-switch-{switch}"
+    # Somebody else may have taken one of these names: what lies there is believed only when it is what was copied.
+    noted = _noted(copied)
+    if _is_there(coming, holder) and noted != _identity(coming, holder):
+        raise SwitchError(f"{coming} was there before {name} could be put back, and has to be taken away")
+    if _is_there(aside, holder) and not noted:
+        raise SwitchError(f"{aside} was there before {name} could be put back, and has to be taken away")
     if not _is_there(aside, holder):
         if not _is_there(coming, holder):
             tree.remove(f"{coming}.partial", holder)
             tree.copy(copied, f"{coming}.partial", _ALL, sealed=False, folder=holder)
+            _note(copied, _identity(f"{coming}.partial", holder))
             os.rename(f"{coming}.partial", coming, src_dir_fd=holder, dst_dir_fd=holder)
         if _is_there(name, holder):
             os.rename(name, aside, src_dir_fd=holder, dst_dir_fd=holder)
@@ -111,6 +119,31 @@ def _restore_one(copied: str, holder: int, name: str, switch: int) -> None:
             os.mkdir(aside, 0o700, dir_fd=holder)
     if not _is_there(name, holder):
         os.rename(coming, name, src_dir_fd=holder, dst_dir_fd=holder)
+    if _noted(copied) != _identity(name, holder):
+        raise SwitchError(f"{name} is not what was put back: somebody else has made {aside} or {name} meanwhile")
+
+
+def _identity(name: str, folder: int) -> str:
+    status = os.stat(name, dir_fd=folder, follow_symlinks=False)
+    return f"{status.st_dev}:{status.st_ino}"
+
+
+def _note(copied: str, identity: str) -> None:
+    """Remember, beside the copy, which folder was made of it."""
+    with open(f"{copied}{_NOTE}.partial", "w", encoding="ascii") as file:
+        file.write(identity)
+        file.flush()
+        os.fsync(file.fileno())
+    os.rename(f"{copied}{_NOTE}.partial", f"{copied}{_NOTE}")
+    tree.sync_folder(os.path.dirname(copied))
+
+
+def _noted(copied: str) -> str:
+    try:
+        with open(f"{copied}{_NOTE}", encoding="ascii") as file:
+            return file.read()
+    except FileNotFoundError:
+        return ""
 
 
 def _is_there(name: str, folder: int) -> bool:

@@ -162,3 +162,17 @@ def test_a_tree_too_deep_to_be_removed_is_not_copied(place: Place) -> None:
     with pytest.raises(SwitchError, match="more than 256 folders within each other"):
         place.snapshot()
     assert os.listdir(place.store) == []
+
+
+@pytest.mark.parametrize("planted", ["set-aside", "restored"])
+def test_a_name_that_was_there_before_is_no_sign_that_data_was_put_back(place: Place, planted: str) -> None:
+    place.snapshot()
+    (place.data / "first").write_text("of the new generation")
+    (place.home / f"data.{planted}-by-switch-1").mkdir()
+    with pytest.raises(SwitchError, match=f"data.{planted}-by-switch-1 was there before data could be put back"):
+        data.restore(place.copy, 1)
+    assert (place.data / "first").read_text() == "of the new generation"
+    # Once it is taken away, the next attempt does it.
+    tree.remove(str(place.home / f"data.{planted}-by-switch-1"))
+    assert data.restore(place.copy, 1) == [str(place.data)]
+    assert (place.data / "first").read_text() == "of the agent"
