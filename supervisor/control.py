@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 NAME = "control"
 _LONGEST = 1 << 16  # bytes of a request
 _MOST_CLIENTS = 128
+_BACKLOG = 128
 _MOST_UNREAD = 4 << 20  # bytes of answers that a client has not taken; then it is dropped
 _PATIENCE = 10.0  # seconds until a client has said what it wants
 _MOST_UNITS = 4096
@@ -51,18 +52,23 @@ class Control:
         self._decoder = msgspec.json.Decoder(Request)
 
     async def __aenter__(self) -> Self:
+        # Under its name only once it listens: nobody is refused who sees it. Both names may be of a daemon that was
+        # killed, and this one has the lock.
+        new = f"{self._path}.new"
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._path)  # of a daemon that was killed: this one has the lock
+            os.unlink(new)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         before = os.umask(0o177)
         try:
-            listener.bind(self._path)
+            listener.bind(new)
+            listener.listen(_BACKLOG)
+            os.rename(new, self._path)
         except BaseException:
             listener.close()
             raise
         finally:
             os.umask(before)
-        self._server = await asyncio.start_unix_server(self._connected, sock=listener, limit=_LONGEST)
+        self._server = await asyncio.start_unix_server(self._connected, sock=listener, limit=_LONGEST, backlog=_BACKLOG)
         return self
 
     async def __aexit__(self, *_: object) -> None:
