@@ -200,6 +200,7 @@ def a_delegated_service_is_used_in_place(world: World) -> None:
     for extra, command in (([], "exec {}"), (["-p", "DelegateSubgroup=main"], "{} & wait")):
         run = f"{COMMAND} run --profile /profiles/limits.toml -- sleep 1000"
         start = ["systemd-run", "--quiet", "--collect", "--unit", service.name, "--uid", str(world.uid)]
+        start += [f"--setenv=HOME={world.environment['HOME']}"] if world.uid else []
         code, _, errors = ROOT.run(*start, "-p", "Delegate=yes", *extra, "sh", "-c", command.format(run))
         assert code == 0, errors
         try:
