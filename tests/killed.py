@@ -317,6 +317,10 @@ class Host:
     def _generations(self) -> Path:
         return self.directory("state") / "switch" / "agents" / "deployed" / "generations"
 
+    def is_switched(self) -> bool:
+        """Whether a generation is the current one."""
+        return (self._generations().parent / "current").is_symlink()
+
     def is_good(self, generation: int) -> bool:
         """Whether it is one that becomes healthy."""
         with contextlib.suppress(FileNotFoundError):  # it is kept no longer

@@ -71,19 +71,22 @@ def test_everything_killed_at_random_moments(host: Host) -> None:
     onlooker.start()
     deployer.start()
     try:
+        eventually(host.is_switched, "a first switch was made")
         for kind in kinds(chance):
-            done[kind] += kill(host, kind, chance, deployer, phases)
+            found = kill(host, kind, chance, deployer, phases)
+            done[kind] += found
             host.reap()
             if sum(done.values()) >= KILLS:
                 break
             assert deployer.failure is None
-            if sum(done.values()) % 100 == 0:
+            if found and sum(done.values()) % 100 == 0:
                 print(f"{time.monotonic() - began:.0f} s: {dict(done)}", flush=True)
             time.sleep(chance.random() * 0.2)
     finally:
         deployer.ended.set()
         deployer.join(60)
     try:
+        assert (deployer.is_alive(), deployer.failure) == (False, None)
         seconds = time.monotonic() - began
         settle(host)
         state = deployed(host)
