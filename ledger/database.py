@@ -67,8 +67,13 @@ def open_to_read(path: str, *, sealed: bool = False) -> sqlite3.Connection:
     return connection
 
 
+def _text(data: bytes) -> str:
+    return data.decode(errors="backslashreplace")
+
+
 def _distrust(connection: sqlite3.Connection) -> None:
-    """A schema may call no function that could do harm, and a damaged cell is noticed where it is read."""
+    """A schema may call no function that could do harm; damage is noticed where it is read, and no text breaks that."""
+    connection.text_factory = _text
     connection.execute("PRAGMA trusted_schema = OFF")
     connection.execute("PRAGMA cell_size_check = ON")
 

@@ -12,6 +12,7 @@ import hashlib
 import itertools
 import os
 import sqlite3
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 _BESIDE = ("", "-wal", "-shm")
 _TRIES = 3
+_MOMENT, _LOOKS = 1.0, 50  # seconds, and looks in that time
 
 
 @dataclass
@@ -168,9 +170,18 @@ class _Verifier:
         allowed |= {f"{name}{suffix}" for name in (live, folder.NEXT) for suffix in (*_BESIDE, "-journal")}
         allowed.discard(f"{live}-journal")
         for name in sorted({*os.listdir(self.report.directory)} - allowed):
-            self.report.find(name, "it is no file of a ledger's")
+            if name != f"{live}-journal" or not self._passes(name):
+                self.report.find(name, "it is no file of a ledger's")
         if not os.path.exists(f"{self.report.directory}/{folder.KEY}"):
             self.report.notes.append("there is no key here: nothing can be written to this copy")
+
+    def _passes(self, name: str) -> bool:
+        """Whether a file is gone in a moment: the one that SQLite has while a segment is sealed."""
+        for _ in range(_LOOKS):
+            if not os.path.lexists(f"{self.report.directory}/{name}"):
+                return True
+            time.sleep(_MOMENT / _LOOKS)
+        return False
 
     def _segment_names(self) -> list[str]:
         try:

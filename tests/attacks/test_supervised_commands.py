@@ -265,7 +265,7 @@ for number in (*range(1, 32), *range(34, 65)):
         except ProcessLookupError:
             print("it is gone", flush=True)
             sys.exit()
-signal.signal(signal.SIGUSR1, lambda *_: (os.write(1, b"told\n"), os._exit(3)))  # not print, which it may interrupt
+signal.signal(signal.SIGUSR1, lambda *_: (os.write(1, b"told\\n"), os._exit(3)))  # not print, which it may interrupt
 print("it is there", flush=True)
 while True:
     signal.pause()

@@ -180,7 +180,7 @@ def test_many_verdicts_of_one_moment_are_summed_up(recorded: World, greeter: int
 
 def test_without_it_nothing_new_gets_out_and_what_is_open_goes_on(recorded: World, gateway: str, greeter: int):
     with running(recorded, greeter) as one:
-        assert one.ask("host.osmoda", greeter) == "heard hello"
+        eventually(lambda: one.ask("host.osmoda", greeter) == "heard hello")
         assert one.ask("keep", 0) == "heard hello"
         # Nobody can write to it from now on.
         os.rename(directory_of(recorded) / "head", recorded.tmp / "head")
@@ -202,7 +202,8 @@ def test_without_it_nothing_new_gets_out_and_what_is_open_goes_on(recorded: Worl
 
 def test_a_service_that_is_killed_costs_a_moment(recorded: World, gateway: str, greeter: int):
     with running(recorded, greeter) as one:
-        assert one.ask("host.osmoda", greeter) == "heard hello"
+        # A gateway that has not been answered by the ledger within its time refuses, on a machine that is busy.
+        eventually(lambda: one.ask("host.osmoda", greeter) == "heard hello")
         assert end_service(runtime_of(recorded), signal.SIGKILL)
         eventually(lambda: one.ask("host.osmoda", greeter) == "heard hello")
         assert service_of(runtime_of(recorded))

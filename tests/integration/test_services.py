@@ -482,6 +482,7 @@ def launcher_killed(tier: int, pool: int) -> tuple[str, bool, int]:
         # The end of file comes when nobody who could write is left: neither the command nor its child.
         ended = held.rest() == ""
         held.close()
+        process.wait(DEADLINE)  # its files are closed before it has ended
         again = Held(service, "sh", "-c", "exit 4")
         status = again.until(Ended).result.status
         again.close()

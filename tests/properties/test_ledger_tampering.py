@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from osmoda.ledger import database, record, verification
@@ -112,6 +112,7 @@ def change_bytes(path: Path, what: str, where: float, bit: int, more: bytes) -> 
 @pytest.mark.parametrize("which", ["closed", "killed"])
 @EACH
 @given(change=byte_changes())
+@example(change=(5, "set", 0.1953125, 0, b"\x80"))  # the text of the schema is UTF-8 no more
 def test_a_changed_byte_of_any_file(which, request, tmp_path, change):
     original = request.getfixturevalue(which)
     changed = copied(original, tmp_path)
