@@ -25,6 +25,10 @@ type Row = tuple[int, bytes, bytes]
 """Number, record, digest."""
 
 
+DAMAGED = (sqlite3.Error, UnicodeDecodeError)
+"""What reading a damaged file may raise: SQLite quotes it in its messages, and they are no text then."""
+
+
 def create(path: str, rows: Sequence[Row], head: str) -> None:
     """A new file with its first events, on the disk when this returns. Raises OSError, sqlite3.Error."""
     os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
@@ -61,7 +65,7 @@ def open_to_read(path: str, *, sealed: bool = False) -> sqlite3.Connection:
     how = "immutable=1" if still else "mode=ro"
     try:
         connection = sqlite3.connect(f"file:{quote(path)}?{how}", uri=True, isolation_level=None, timeout=_BUSY)
-    except sqlite3.Error as error:
+    except DAMAGED as error:
         raise LedgerError(f"{path} cannot be opened: {error}") from None
     _distrust(connection)
     return connection

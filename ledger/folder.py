@@ -14,7 +14,6 @@ import os
 import platform
 import secrets
 import shutil
-import sqlite3
 import time
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -50,7 +49,7 @@ def make() -> str:
             shutil.rmtree(scratch, ignore_errors=True)
             raise
         sync(state)
-    except (paths.UntrustedDirectory, sqlite3.Error) as error:
+    except (paths.UntrustedDirectory, *database.DAMAGED) as error:
         raise LedgerError(f"the ledger cannot be made: {error}") from None
     except OSError as error:
         raise LedgerError(f"the ledger cannot be made: {error.filename}: {error.strerror}") from None

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import queue
-import sqlite3
 import subprocess
 import sys
 import threading
@@ -17,6 +16,7 @@ from osmoda.ledger.chain import Checked, Finding
 from osmoda.ledger.errors import LedgerError
 
 if TYPE_CHECKING:
+    import sqlite3
     from collections.abc import Callable, Iterator, Sequence
 
 _PIECE = 25_000  # events
@@ -108,7 +108,7 @@ class _Files:
                         time = record.decode(content).time
             rows = database.rows(connection, task.since, task.until)
             return chain.check(task.file, rows, task.since, task.until, previous, time)
-        except (sqlite3.Error, LedgerError) as error:
+        except (*database.DAMAGED, LedgerError) as error:
             return Checked(0, [Finding(task.file, task.since, f"it cannot be read: {error}")], [])
 
 

@@ -77,7 +77,7 @@ def rows(directory: str, since: int = 1, until: int = 1 << 62) -> Iterator[datab
                 if not sealed and not os.path.exists(path):
                     break  # it was sealed at this moment: go on in the segment
                 raise LedgerError(f"{path} cannot be read: {error}") from None
-            except sqlite3.Error as error:
+            except database.DAMAGED as error:
                 raise LedgerError(f"{path} cannot be read: {error}") from None
         else:
             return
@@ -88,7 +88,7 @@ def last(directory: str) -> int:
     connection = database.open_to_read(_live(directory))
     try:
         return database.last(connection)[0]
-    except sqlite3.Error as error:
+    except database.DAMAGED as error:
         raise LedgerError(f"the ledger in {directory} cannot be read: {error}") from None
     finally:
         connection.close()
@@ -120,7 +120,7 @@ def _first(path: str, *, sealed: bool) -> int:
     connection = database.open_to_read(path, sealed=sealed)
     try:
         return database.first(connection)[0]
-    except sqlite3.Error as error:
+    except database.DAMAGED as error:
         raise LedgerError(f"{path} cannot be read: {error}") from None
     finally:
         connection.close()

@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import itertools
 import os
-import sqlite3
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -22,6 +21,7 @@ from osmoda.ledger.errors import LedgerError
 from osmoda.ledger.head import Head, Seal
 
 if TYPE_CHECKING:
+    import sqlite3
     from collections.abc import Callable, Sequence
 
     from osmoda.ledger.ranges import Task
@@ -222,7 +222,7 @@ class _Verifier:
                 following = one.until + 1
                 with contextlib.suppress(LedgerError):  # which the chain says
                     one.time = record.decode(content).time
-            except (sqlite3.Error, LedgerError) as error:
+            except (*database.DAMAGED, LedgerError) as error:
                 self.report.find(one.name, f"it cannot be read: {error}")
                 complete = False
             finally:
@@ -271,7 +271,7 @@ class _Verifier:
         assert self._live is not None
         try:
             head = Head.read(database.head_line(self._live), "its head")
-        except (LedgerError, sqlite3.Error) as error:
+        except (LedgerError, *database.DAMAGED) as error:
             self.report.find(live.name, str(error))
             return None
         self.report.head = head
@@ -375,7 +375,7 @@ class _Verifier:
         connection = database.open_to_read(f"{self.report.directory}/{one.name}", sealed=True)
         try:
             return list(database.rows(connection, seq, seq))
-        except sqlite3.Error:
+        except database.DAMAGED:
             return []  # which was found before
         finally:
             connection.close()

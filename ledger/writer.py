@@ -47,7 +47,7 @@ class Writer:
             self._key = folder.seed(directory)
             _finish_rotation(directory)
             self._open()
-        except (OSError, sqlite3.Error) as error:
+        except (OSError, *database.DAMAGED) as error:
             self.close()
             raise LedgerError(f"the ledger in {directory} cannot be used: {_words(error)}") from None
         except BaseException:
@@ -116,7 +116,7 @@ class Writer:
             if self._database is None:
                 self._open()
             self._commit(rows, head)
-        except (OSError, sqlite3.Error) as error:
+        except (OSError, *database.DAMAGED) as error:
             raise LedgerError(f"the ledger in {self.folder} cannot be written: {_words(error)}") from None
         first, self.seq, self.digest = self.seq + 1, seq, digest
         self._write_head(head)
@@ -166,7 +166,7 @@ class Writer:
             return False
         try:
             self._seal()
-        except (OSError, sqlite3.Error):
+        except (OSError, *database.DAMAGED):
             # A reader that looks at this moment, or a full disk: events go where they went before.
             self._next_try = pages * database.PAGE + _RETRY_BYTES
             self._reopen()
@@ -178,7 +178,7 @@ class Writer:
         if self._database is None:
             try:
                 self._open()
-            except (OSError, sqlite3.Error, LedgerError):
+            except (OSError, *database.DAMAGED, LedgerError):
                 return  # the next append tries again, and says why
 
     def _seal(self) -> None:
@@ -230,7 +230,7 @@ class Writer:
 _ASK = "nothing is written to it (osmoda-ledger verify says more)"
 
 
-def _words(error: OSError | sqlite3.Error) -> str:
+def _words(error: OSError | sqlite3.Error | UnicodeDecodeError) -> str:
     if isinstance(error, OSError):
         return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error)
     return str(error)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sqlite3
 import sys
 import time
 from collections import deque
@@ -172,7 +171,7 @@ def _checkpoint(options: argparse.Namespace) -> int:
     connection = database.open_to_read(path)
     try:
         line = database.head_line(connection)
-    except sqlite3.Error as error:
+    except database.DAMAGED as error:
         raise LedgerError(f"{path} cannot be read: {error}") from None
     finally:
         connection.close()
