@@ -31,6 +31,7 @@ class Resident:
         self._socket: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._known: set[bytes] = set()
+        self._times = 0
 
     def send(
         self, request: LaunchRequest | ServiceRequest, descriptors: list[int], kind: bytes = LAUNCH
@@ -63,11 +64,21 @@ class Resident:
         """The launcher has dropped the plan of this name."""
         self._known.discard(name)
 
-    def _running(self) -> socket.socket:
+    def times_started(self) -> int:
+        """How often one was started, the next one counted where the last has ended: with it all that it had built."""
+        with self._lock:
+            self._forget_ended()
+            return self._times + (self._socket is None)
+
+    def _forget_ended(self) -> None:
         if self._process is not None and self._process.poll() is not None:
             self._forget()
+
+    def _running(self) -> socket.socket:
+        self._forget_ended()
         if self._socket is None:
             self._process, self._socket = start("launcher")
+            self._times += 1
         return self._socket
 
     def _forget(self) -> None:

@@ -57,6 +57,10 @@ class Launcher(Protocol):
         """The plan of that name is to be sent again."""
         ...
 
+    def times_started(self) -> int:
+        """Another number than before: what had been built is gone, or is about to be."""
+        ...
+
 
 class Service:
     """A profile compiled for this host, to start commands in as a supervisor needs it.
@@ -88,6 +92,7 @@ class Service:
         self._asked = os.path.abspath(workspace) if workspace else ""
         self._here = os.getcwd()
         self._waiting: deque[Running] = deque()
+        self._built_by = 0
         self._witness: Witness | None = None
         self._closed = False
         self._notify = self._tcp = False
@@ -155,6 +160,7 @@ class Service:
         names = tuple([name for name, _ in listeners])
         sockets = [fd for _, fd in listeners]
         terms = self._terms(began, held)
+        self._drop_orphans()
         while True:
             fresh = not self._waiting
             running = self._build() if fresh else self._waiting.popleft()
@@ -231,8 +237,16 @@ class Service:
 
     def refill(self) -> None:
         """Have as many sandboxes waiting as there should be; called when a command was started."""
+        self._drop_orphans()
         while not self._closed and len(self._waiting) < self.pool:
             self._waiting.append(self._build())
+
+    def _drop_orphans(self) -> None:
+        """Drop what an earlier launcher had built: it ends, but could for a moment be given what it will not run."""
+        times = self.launcher.times_started()
+        if times != self._built_by:
+            self._drop()
+            self._built_by = times
 
     def _drop(self) -> None:
         while self._waiting:

@@ -179,6 +179,9 @@ class _Here:
     def forget_plan(self, name: bytes) -> None:
         self._plans.pop(name, None)
 
+    def times_started(self) -> int:
+        return 1
+
 
 def _attend(
     monitor: Monitor,

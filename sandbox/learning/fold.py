@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from osmoda.sandbox import advice, system_view
 from osmoda.sandbox.granted_paths import within
-from osmoda.sandbox.learning.seen import ENTRY, LINK, LIST, PROBE, READ, STAT, WRITE, Use
+from osmoda.sandbox.learning.seen import ENTRY, LINK, LIST, LISTED, PROBE, READ, STAT, WRITE, Use
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -129,7 +129,7 @@ class Folding:
         work = self._work
         found = [use for path, use in uses.items() if work and within(path, work) and self._exists(path)]
         inside = {id(use) for path, use in uses.items() if path != work}
-        by_name = READ | STAT | LIST | LINK
+        by_name = READ | STAT | LIST | LINK | LISTED
         return _sum(
             use
             for use in found
@@ -161,11 +161,11 @@ class Folding:
             if not self._exists(path) or path == "/tmp":
                 continue
             place = ""
-            if use.kinds & LINK:
+            if use.kinds & LINK or (self._loose and use.kinds & LISTED and os.fsencode(path) in self._seen.links):
                 place = self._link(path)
             elif use.kinds & READ or (use.kinds & LIST and path != self._work) or self._asked_for(path, use):
                 place = self._unit(path)
-            elif self._loose and use.kinds & (PROBE | LIST) and not self._private.wide(path):
+            elif self._loose and use.kinds & (PROBE | LIST | LISTED) and not self._private.wide(path):
                 place = path
             if not place or self._own(place) or (self._habit(path) and not self._loose):
                 continue

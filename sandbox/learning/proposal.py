@@ -11,7 +11,7 @@ from osmoda.sandbox import advice, tiers
 from osmoda.sandbox.denials import size
 from osmoda.sandbox.learning import groups
 from osmoda.sandbox.learning.fold import Folding, NotGranted
-from osmoda.sandbox.learning.seen import ENTRY, LIST, STAT, Use
+from osmoda.sandbox.learning.seen import ENTRY, LIST, LISTED, STAT, Use
 from osmoda.sandbox.learning.tried import tried
 from osmoda.sandbox.seccomp_arguments import FAMILIES
 
@@ -189,7 +189,7 @@ def _calls(calls: Iterable[str], seen: Seen) -> str:
 def _words(use: Use, what: str) -> str:
     times = f"{use.count} time{'s' if use.count > 1 else ''}"
     done = {
-        "read": "lists and reads" if use.kinds & LIST else "looks at" if use.kinds == STAT else "reads",
+        "read": "lists and reads" if use.kinds & LIST else "looks at" if not use.kinds & ~(STAT | LISTED) else "reads",
         "write": "makes and changes files" if use.kinds & ENTRY else "writes",
     }.get(what, what)
     return f"{_who(use.programs)}: {done}, {times}"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-READ, LIST, WRITE, ENTRY, PROBE, LINK, STAT = 1, 2, 4, 8, 16, 32, 64
+READ, LIST, WRITE, ENTRY, PROBE, LINK, STAT, LISTED = 1, 2, 4, 8, 16, 32, 64, 128
 """Read a file, list a folder, change a file, make or remove names in a folder, only look whether a folder is there,
-pass a symbolic link, only look whether a file is there and of what kind."""
+pass a symbolic link, only look whether a file is there and of what kind, only pass or come to what a symbolic link that
+a list had named led to."""
 
 MOST_PATHS = 500_000
 _MOST_PROGRAMS = 3

@@ -15,7 +15,7 @@ from osmoda.egress.addresses import classify
 from osmoda.host import ptrace
 from osmoda.sandbox import call_words, syscall_numbers
 from osmoda.sandbox.learning import calls, walk
-from osmoda.sandbox.learning.seen import ENTRY, LINK, LIST, PROBE, READ, STAT, WRITE, Seen, Use
+from osmoda.sandbox.learning.seen import ENTRY, LINK, LIST, LISTED, PROBE, READ, STAT, WRITE, Seen, Use
 from osmoda.sandbox.seccomp import FLOOR
 from osmoda.sandbox.seccomp_arguments import FAMILIES
 from osmoda.sandbox.system_view import HOME
@@ -212,7 +212,8 @@ class Watch:
         program = self._program(thread)
         for name in pending.names:
             path, kind = name.walked.path, name.kind
-            self._passed(name.walked, program)
+            listed = name.action == calls.LOOK and pending.call in calls.ATTRIBUTES and self._of_a_list(name.walked)
+            self._passed(name.walked, program, LISTED if listed else LINK)
             if name.action == calls.OPEN:
                 self.seen.descriptor = max(self.seen.descriptor, value)
                 # What the kernel has opened, whatever the name has come to mean since.
@@ -229,13 +230,18 @@ class Watch:
                 if _is_folder(thread, b"root" + path):
                     kind = PROBE
                 elif pending.call in calls.ATTRIBUTES:
-                    kind = STAT
+                    kind = LISTED if listed else STAT
             self.seen.path(path, kind, program, relative=name.relative)
 
-    def _passed(self, walked: Walked, program: str) -> None:
+    def _of_a_list(self, walked: Walked) -> bool:
+        """Whether the first link of the way stands in a folder that was listed: its name may be of that list."""
+        folder = self.seen.paths.get(os.path.dirname(walked.links[0][0])) if walked.links else None
+        return folder is not None and bool(folder.kinds & LIST)
+
+    def _passed(self, walked: Walked, program: str, kind: int = LINK) -> None:
         for link, target in walked.links:
             self.seen.links[link] = target
-            self.seen.path(link, LINK, program)
+            self.seen.path(link, kind, program)
 
     def _interpreter(self, thread: int, path: bytes, program: str) -> None:
         """The program that the kernel runs a script with (execve(2), "Interpreter scripts")."""

@@ -234,6 +234,26 @@ def test_names_that_a_list_led_to_are_not_granted(learner: Learner) -> None:
     assert learned.items("filesystem", "read") == ["/etc/debian_version"]
 
 
+def test_nor_is_what_links_of_a_list_lead_to(learner: Learner) -> None:
+    places = {name: learner.world.tmp / name for name in ("listed", "elsewhere")}
+    for place in places.values():
+        (place / "inner").mkdir(parents=True)
+    (places["elsewhere"] / "file").write_text("text\n")
+    (places["elsewhere"] / "named").write_text("text\n")
+    (places["elsewhere"] / "again").symlink_to(places["elsewhere"] / "inner")
+    (places["listed"] / "to-file").symlink_to(places["elsewhere"] / "file")
+    (places["listed"] / "to-folder").symlink_to(places["elsewhere"] / "again")
+    (places["listed"] / "to-named").symlink_to(places["elsewhere"] / "named")
+    look = f"import os; os.chdir('/'); place = {str(places['listed'])!r}; "
+    look += "print([os.path.isfile(f'{place}/{name}') for name in os.listdir(place)])"
+    learned = learner.learn(PYTHON, "-c", look)
+    learned.passes()
+    assert learned.items("filesystem", "read") == [str(places["listed"])]
+    learned = learner.learn(PYTHON, "-c", look + "; open(f'{place}/to-named').read()")
+    learned.passes()
+    assert sorted(learned.items("filesystem", "read")) == [str(places["elsewhere"] / "named"), str(places["listed"])]
+
+
 # Programs that are not what they seem
 
 
