@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from osmoda.supervisor.unit import Origin
+    from osmoda.supervisor.units.unit import Origin
 
 
 class SupervisorError(Exception):

@@ -7,7 +7,7 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
-from osmoda.supervisor.unit import Dependencies, Exec, ExitStatuses, Health, Install, Origin, Osmoda, Output, Unit
+from osmoda.supervisor.units.unit import Dependencies, Exec, ExitStatuses, Health, Install, Origin, Osmoda, Output, Unit
 
 ORIGIN = Origin("/units/agent.service", 7)
 NO_STATUSES = ExitStatuses(frozenset(), frozenset())

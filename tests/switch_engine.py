@@ -16,11 +16,11 @@ from pathlib import Path
 
 from osmoda.sandbox.errors import SandboxError
 from osmoda.sandbox.service import Ended, Failed, Running, Service, Started
-from osmoda.supervisor.agents import Condition, Health
-from osmoda.supervisor.confinement import confine
+from osmoda.supervisor.confining.confinement import confine
 from osmoda.supervisor.errors import SupervisorError
-from osmoda.supervisor.loading import Loader
+from osmoda.supervisor.switch.agents import Condition, Health
 from osmoda.supervisor.switch.store import Store
+from osmoda.supervisor.units.loading import Loader
 
 PR_SET_PDEATHSIG = 1
 MOST_RESTARTS = 8
@@ -42,7 +42,7 @@ class Agent:
 
 
 class SmallEngine:
-    """What both share: `osmoda.supervisor.agents.Agents`, over `_run` of one process from start to end."""
+    """What both share: `osmoda.supervisor.switch.agents.Agents`, over `_run` of one process from start to end."""
 
     def __init__(self, store: Store, place: Path) -> None:
         self.store = store

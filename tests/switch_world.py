@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-from osmoda.supervisor.agents import Condition
 from osmoda.supervisor.switch import phases
+from osmoda.supervisor.switch.agents import Condition
 from osmoda.supervisor.switch.record import Member, Moment, Record, Terms
 
 RUNS = Condition(running=True, given_up=False, health="healthy", restarts=0)

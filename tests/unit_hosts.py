@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from osmoda.supervisor import reading, values
-from osmoda.supervisor.specifiers import Host
-from osmoda.supervisor.unit import SocketUnit, Unit
+from osmoda.supervisor.units import reading, values
+from osmoda.supervisor.units.specifiers import Host
+from osmoda.supervisor.units.unit import SocketUnit, Unit
 
 HOST = Host(
     user="root",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from osmoda.supervisor import directives
+from osmoda.supervisor.units import directives
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "units.md"
 BEGIN, END = "<!-- from the table of directives -->\n", "<!-- to here -->\n"

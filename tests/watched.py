@@ -24,7 +24,7 @@ from typing import Any
 
 import pytest
 
-from osmoda.supervisor import log_view
+from osmoda.supervisor.logs import view as log_view
 from tests.worlds import World
 
 PYTHON = "/usr/bin/python3"  # in view in every sandbox

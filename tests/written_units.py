@@ -6,9 +6,9 @@ import os
 import textwrap
 from pathlib import Path
 
-from osmoda.supervisor import reading, values
-from osmoda.supervisor.specifiers import host_here
-from osmoda.supervisor.unit import Unit
+from osmoda.supervisor.units import reading, values
+from osmoda.supervisor.units.specifiers import host_here
+from osmoda.supervisor.units.unit import Unit
 
 
 def unit(text: str, file: str | os.PathLike[str] = "/etc/osmoda/units/agent.service", *, write: bool = False) -> Unit:

@@ -11,20 +11,20 @@ from osmoda.sandbox import profile_file
 from osmoda.sandbox.errors import SandboxError
 from osmoda.sandbox.granted_paths import within
 from osmoda.sandbox.profile import Profile
-from osmoda.supervisor import unit_files
-from osmoda.supervisor.confinement import confine
+from osmoda.supervisor.confining.confinement import confine
 from osmoda.supervisor.errors import UnitError
-from osmoda.supervisor.loading import Loader
 from osmoda.supervisor.switch import place
 from osmoda.supervisor.switch.driver import Proposed
 from osmoda.supervisor.switch.errors import SwitchError
 from osmoda.supervisor.switch.store import DROP_IN, Content, check_name
+from osmoda.supervisor.units import files as unit_files
+from osmoda.supervisor.units.loading import Loader
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from osmoda.supervisor.switch.store import Generation, Store
-    from osmoda.supervisor.unit import Unit
+    from osmoda.supervisor.units.unit import Unit
 
 # Folders that hold more than one agent's code: a link in the place of one of these would take them all away.
 _NO_PLACE = frozenset(

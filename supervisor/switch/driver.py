@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-    from osmoda.supervisor.agents import Agents
+    from osmoda.supervisor.switch.agents import Agents
     from osmoda.supervisor.switch.effects import Ledger
     from osmoda.supervisor.switch.members import Generations
     from osmoda.supervisor.switch.store import Content, Generation, Store

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from typing import Any
 
-    from osmoda.supervisor.agents import Agents
+    from osmoda.supervisor.switch.agents import Agents
     from osmoda.supervisor.switch.members import Generations
     from osmoda.supervisor.switch.record import Member, Record, Records
     from osmoda.supervisor.switch.store import Generation, Store

@@ -1,4 +1,4 @@
-"""The agents of this host's own engine, as a switch asks for them (`osmoda.supervisor.agents`)."""
+"""The agents of this host's own engine, as a switch asks for them (`osmoda.supervisor.switch.agents`)."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
-from osmoda.supervisor.agents import Condition
 from osmoda.supervisor.errors import SupervisorError
+from osmoda.supervisor.switch.agents import Condition
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from osmoda.supervisor.engine import Engine
+    from osmoda.supervisor.engine.services import Engine
 
 
 class EngineAgents:

@@ -30,7 +30,7 @@ from osmoda.supervisor.switch.record import GOING_BACK, text
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from osmoda.supervisor.agents import Condition
+    from osmoda.supervisor.switch.agents import Condition
     from osmoda.supervisor.switch.record import Member, Moment, Phase, Record
 
 MOST_DELAY = 300.0

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from osmoda.supervisor.agents import Condition
+    from osmoda.supervisor.switch.agents import Condition
     from osmoda.supervisor.switch.record import Moment, Terms
 
 DEFAULT_SECONDS = 600.0

@@ -16,7 +16,7 @@ from osmoda.supervisor.switch.views import view
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-    from osmoda.supervisor.control import Request, Say, Verb
+    from osmoda.supervisor.control.server import Request, Say, Verb
     from osmoda.supervisor.switch.driver import Switches
     from osmoda.supervisor.switch.record import Record
 

@@ -16,11 +16,11 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from osmoda.supervisor import reading, specifiers, values
 from osmoda.supervisor.errors import UnitError
-from osmoda.supervisor.loading import Loader
-from osmoda.supervisor.specifiers import Host
-from osmoda.supervisor.unit import Unit
+from osmoda.supervisor.units import reading, specifiers, values
+from osmoda.supervisor.units.loading import Loader
+from osmoda.supervisor.units.specifiers import Host
+from osmoda.supervisor.units.unit import Unit
 from tests.agreement import compare, drawn, manager, supplies
 from tests.vm.__main__ import interruptible
 from tests.vm.supplies import Missing

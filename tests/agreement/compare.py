@@ -10,8 +10,8 @@ import tempfile
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from osmoda.supervisor.environment import environment_of, expand
-from osmoda.supervisor.unit import Exec, ExitStatuses, Unit
+from osmoda.supervisor.units.environment import environment_of, expand
+from osmoda.supervisor.units.unit import Exec, ExitStatuses, Unit
 
 INFINITY = (1 << 64) - 1
 

@@ -20,7 +20,7 @@ import pytest
 
 from osmoda.host import features
 from osmoda.sandbox import PIPE, Sandbox, close
-from osmoda.supervisor.confinement import confine
+from osmoda.supervisor.confining.confinement import confine
 from tests.written_units import unit
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="most attempts succeed outside only as root")
@@ -422,7 +422,7 @@ def test_what_a_process_inherits(tmp_path):
 
 
 def test_a_directory_of_its_own(tmp_path, place, monkeypatch):
-    monkeypatch.setattr("osmoda.supervisor.file_directives._base", lambda name: str(place))
+    monkeypatch.setattr("osmoda.supervisor.confining.file_directives._base", lambda name: str(place))
     profile = f'tier = 1\n[filesystem]\nwrite = ["{place}/part"]'
     attempt = "open(os.environ['STATE_DIRECTORY'] + '/new', 'w').close(); return os.environ['STATE_DIRECTORY']"
     assert inside(tmp_path, profile, "StateDirectory=part", attempt) == f"reached {place}/part\n"

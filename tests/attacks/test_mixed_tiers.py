@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from osmoda.sandbox import Sandbox
-from osmoda.supervisor.confinement import confine
-from osmoda.supervisor.loading import Loader
+from osmoda.supervisor.confining.confinement import confine
+from osmoda.supervisor.units.loading import Loader
 from tests.sampled import Sample, free_port
 from tests.watched import PYTHON, Watch, eventually
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from osmoda.supervisor import directives, environment, reading, values, words
 from osmoda.supervisor.errors import UnitError
-from osmoda.supervisor.unit import Unit
+from osmoda.supervisor.units import directives, environment, reading, values, words
+from osmoda.supervisor.units.unit import Unit
 from tests.fuzz.lane import Choices, run
 from tests.unit_hosts import HOST
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from osmoda.supervisor import shared_files
-from osmoda.supervisor.shared_files import SharedFiles
+from osmoda.supervisor.sharing import shared_files
+from osmoda.supervisor.sharing.shared_files import SharedFiles
 from tests.worlds import World
 
 PATIENCE = 30.0

@@ -474,7 +474,7 @@ def test_no_agent_gives_orders_to_its_supervisor(watch: Watch) -> None:
 
 FOUND = """
 import sys
-from osmoda.supervisor import remains
+from osmoda.supervisor.daemon import remains
 print(*remains.marked(sys.argv[1]), *remains._sandboxes(int(sys.argv[2]), ending=False))
 """
 

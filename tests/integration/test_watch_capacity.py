@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from osmoda.supervisor import host_room, plans_file
+from osmoda.supervisor.capacity import host_room, plans_file
 from tests.watched import Watch
 
 SLEEPER = "import time\ntime.sleep(1000)\n"

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from osmoda.supervisor import systemd_files
-from osmoda.supervisor.systemd_engine import SystemdEngine, converse
+from osmoda.supervisor.systemd import files as systemd_files
+from osmoda.supervisor.systemd.engine import SystemdEngine, converse
 from tests.parity.plain import Plain
 
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from osmoda.supervisor import systemd_files
+from osmoda.supervisor.systemd import files as systemd_files
 from tests.parity.commands import KEEPS_RUNNING
 from tests.parity.plain import UNITS
 from tests.parity.stage import Stage

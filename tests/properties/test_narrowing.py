@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from osmoda.sandbox import profile_file, tiers
 from osmoda.sandbox.grants import excess
 from osmoda.sandbox.profile import Profile
-from osmoda.supervisor.confinement import Confined, confine
+from osmoda.supervisor.confining.confinement import Confined, confine
 from osmoda.supervisor.errors import UnitError
 from tests.generated_profiles import EXAMPLES, WORKSPACE, Table, examples, tables
 from tests.generated_profiles import text as profile_text

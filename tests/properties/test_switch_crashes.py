@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from osmoda.supervisor.agents import Condition
+from osmoda.supervisor.switch.agents import Condition
 from osmoda.supervisor.switch.phases import Prune, Save, Switch
 from osmoda.supervisor.switch.record import Member, Record
 from tests.generated_profiles import examples

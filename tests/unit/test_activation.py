@@ -9,9 +9,9 @@ import stat
 
 import pytest
 
-from osmoda.supervisor.activation import Sockets
+from osmoda.supervisor.engine.activation import Sockets
 from osmoda.supervisor.errors import UnitError
-from osmoda.supervisor.unit import Install, Listen, Origin, SocketUnit
+from osmoda.supervisor.units.unit import Install, Listen, Origin, SocketUnit
 from tests.plain_units import NO_DEPENDENCIES, plain
 
 

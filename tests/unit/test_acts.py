@@ -8,7 +8,7 @@ import pytest
 
 from osmoda.ledger import record
 from osmoda.ledger.errors import LedgerError
-from osmoda.supervisor import acts
+from osmoda.supervisor.engine import acts
 
 
 class Ticket:

@@ -9,11 +9,14 @@ import pytest
 
 from osmoda.sandbox import profile_file
 from osmoda.sandbox.profile import Profile
-from osmoda.supervisor import capacity, capacity_words, control_client, host_room, plans_file
-from osmoda.supervisor.admission import Admission, DoesNotFit
-from osmoda.supervisor.capacity import Need
+from osmoda.supervisor.capacity import fitting as capacity
+from osmoda.supervisor.capacity import host_room, plans_file
+from osmoda.supervisor.capacity.admission import Admission, DoesNotFit
+from osmoda.supervisor.capacity.fitting import Need
+from osmoda.supervisor.capacity.plans_file import Amount
+from osmoda.supervisor.command import capacity_words
+from osmoda.supervisor.control import client as control_client
 from osmoda.supervisor.errors import SupervisorError
-from osmoda.supervisor.plans_file import Amount
 
 GIB = 1 << 30
 PLANS = plans_file.read(os.path.join(plans_file.SHIPPED, "plans.toml"))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 
-from osmoda.supervisor import capture
-from osmoda.supervisor.capture import Outlet, Pipe
+from osmoda.supervisor.logs import capture
+from osmoda.supervisor.logs.capture import Outlet, Pipe
 
 
 class Logs:

@@ -10,9 +10,10 @@ import pytest
 
 from osmoda.sandbox.grants import excess
 from osmoda.sandbox.profile import Profile
-from osmoda.supervisor import directives, sandboxing_directives
-from osmoda.supervisor.confinement import confine
+from osmoda.supervisor.confining import sandboxing_directives
+from osmoda.supervisor.confining.confinement import confine
 from osmoda.supervisor.errors import UnitError
+from osmoda.supervisor.units import directives
 from tests.written_units import unit
 
 SYSTEMD = "/usr/lib/systemd/systemd"
@@ -422,7 +423,7 @@ def test_a_workspace_that_is_made_read_only(written, tmp_path):
 
 
 def test_own_directories_have_to_be_there_and_granted(written, monkeypatch, tmp_path):
-    monkeypatch.setattr("osmoda.supervisor.file_directives._base", lambda name: str(tmp_path / name))
+    monkeypatch.setattr("osmoda.supervisor.confining.file_directives._base", lambda name: str(tmp_path / name))
     grants = f'tier = 1\n[filesystem]\nwrite = ["{tmp_path}/StateDirectory"]'
     state = tmp_path / "StateDirectory" / "agent"
     (tmp_path / "StateDirectory").mkdir()

@@ -12,8 +12,8 @@ import pytest
 from osmoda.sandbox.errors import CommandError
 from osmoda.sandbox.process import Result
 from osmoda.sandbox.service import Ended, Failed, Started
-from osmoda.supervisor import preparation
-from osmoda.supervisor.engine import Engine
+from osmoda.supervisor.confining import preparation
+from osmoda.supervisor.engine.services import Engine
 from osmoda.supervisor.errors import SupervisorError
 
 PATIENCE = 30.0

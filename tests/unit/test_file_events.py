@@ -6,7 +6,15 @@ import struct
 
 import pytest
 
-from osmoda.supervisor.file_events import FAN_CREATE, FAN_ONDIR, FAN_Q_OVERFLOW, FAN_RENAME, FileEvent, Place, parse
+from osmoda.supervisor.sharing.file_events import (
+    FAN_CREATE,
+    FAN_ONDIR,
+    FAN_Q_OVERFLOW,
+    FAN_RENAME,
+    FileEvent,
+    Place,
+    parse,
+)
 
 HANDLE = struct.pack("<II", 8, 1) + b"ABCDEFGH"
 FOLDER = b"fsid-123" + HANDLE

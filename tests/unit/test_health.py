@@ -10,8 +10,8 @@ import time
 
 import pytest
 
-from osmoda.supervisor.health import HttpAnswer, Tally, check, check_all
-from osmoda.supervisor.unit import Health, HealthCheck
+from osmoda.supervisor.lifecycle.health import HttpAnswer, Tally, check, check_all
+from osmoda.supervisor.units.unit import Health, HealthCheck
 from tests.plain_units import ORIGIN, command
 
 TCP = HealthCheck("tcp", "8080", ORIGIN)

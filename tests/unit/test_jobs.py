@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from osmoda.supervisor import jobs
 from osmoda.supervisor.errors import UnitError
-from osmoda.supervisor.unit import Origin
+from osmoda.supervisor.units import jobs
+from osmoda.supervisor.units.unit import Origin
 from tests.plain_units import depends, plain
 
 

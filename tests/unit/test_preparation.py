@@ -9,10 +9,11 @@ import signal
 import pytest
 
 from osmoda.ledger.errors import LedgerError
-from osmoda.supervisor import acts, preparation
-from osmoda.supervisor.acts import Acts
+from osmoda.supervisor.confining import preparation
+from osmoda.supervisor.engine import acts
+from osmoda.supervisor.engine.acts import Acts
 from osmoda.supervisor.errors import SupervisorError, UnitError
-from osmoda.supervisor.unit import Directive, Output
+from osmoda.supervisor.units.unit import Directive, Output
 from tests.plain_units import ORIGIN, command, plain
 
 

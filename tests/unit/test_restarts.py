@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from osmoda.supervisor.restarts import Group, Restarts, StartLimit, delay, is_wanted
+from osmoda.supervisor.lifecycle.restarts import Group, Restarts, StartLimit, delay, is_wanted
 from tests.plain_units import plain, statuses
 
 RESULTS = ("success", "exit-code", "signal", "timeout", "watchdog", "unhealthy", "oom-kill", "resources")

@@ -11,10 +11,10 @@ from types import SimpleNamespace
 import pytest
 
 from osmoda.sandbox import profile_file
-from osmoda.supervisor import shared_watch
-from osmoda.supervisor.confinement import Confined
+from osmoda.supervisor.confining.confinement import Confined
+from osmoda.supervisor.engine import shared_watch
+from osmoda.supervisor.engine.shared_watch import SharedWatch
 from osmoda.supervisor.errors import SupervisorError
-from osmoda.supervisor.shared_watch import SharedWatch
 
 # Writes a file at each line of its input, itself or by another process, and says so.
 PROGRAM = """
@@ -131,7 +131,7 @@ def test_what_cannot_be_followed_is_said_once(tmp_path, monkeypatch):
 def test_a_flood_costs_a_bounded_number_of_entries_and_none_of_the_log(tmp_path, monkeypatch):
     """An agent could fill the disk that the ledger is on, and push what the daemon has said out of its log."""
     monkeypatch.setattr(shared_watch, "A_SECOND", 3)
-    monkeypatch.setattr("osmoda.supervisor.shared_files.MOST_FOLDERS", 1)
+    monkeypatch.setattr("osmoda.supervisor.sharing.shared_files.MOST_FOLDERS", 1)
     said, acts = [], Acts()
 
     async def look():
@@ -150,7 +150,7 @@ def test_a_flood_costs_a_bounded_number_of_entries_and_none_of_the_log(tmp_path,
 
 
 def test_a_gap_is_said_and_on_the_ledger(tmp_path, monkeypatch):
-    monkeypatch.setattr("osmoda.supervisor.shared_files.MOST_FOLDERS", 1)
+    monkeypatch.setattr("osmoda.supervisor.sharing.shared_files.MOST_FOLDERS", 1)
     (tmp_path / "in").mkdir()
     said, acts = [], Acts()
 

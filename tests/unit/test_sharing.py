@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from osmoda.sandbox import profile_file
-from osmoda.supervisor.confinement import Confined
-from osmoda.supervisor.sharing import Grants, grants_of, shared, writers
+from osmoda.supervisor.confining.confinement import Confined
+from osmoda.supervisor.sharing.directories import Grants, grants_of, shared, writers
 
 
 def agent(name, read=(), write=()):

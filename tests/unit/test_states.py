@@ -6,9 +6,9 @@ import math
 
 import pytest
 
-from osmoda.supervisor.notifications import parse
-from osmoda.supervisor.restarts import Group, Restarts
-from osmoda.supervisor.state_messages import (
+from osmoda.supervisor.lifecycle.notifications import parse
+from osmoda.supervisor.lifecycle.restarts import Group, Restarts
+from osmoda.supervisor.lifecycle.state_messages import (
     Done,
     Elapsed,
     Ended,
@@ -29,7 +29,7 @@ from osmoda.supervisor.state_messages import (
     StopAsked,
     Unhealthy,
 )
-from osmoda.supervisor.states import ACTIVE, Machine
+from osmoda.supervisor.lifecycle.states import ACTIVE, Machine
 from tests.plain_units import command, plain, statuses
 
 SIGTERM, SIGABRT, SIGHUP, SIGKILL = 15, 6, 1, 9

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from osmoda.supervisor.agents import Condition
+from osmoda.supervisor.switch.agents import Condition
 from osmoda.supervisor.switch.errors import SwitchError
 from osmoda.supervisor.switch.phases import (
     MOST_DELAY,

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from osmoda.sandbox.request import UsageError
-from osmoda.supervisor import control_client, grammar
-from osmoda.supervisor.switch import command, words
+from osmoda.supervisor.command import grammar
+from osmoda.supervisor.command import switch_verbs as command
+from osmoda.supervisor.command import switch_words as words
+from osmoda.supervisor.control import client as control_client
 
 
 def switch(phase: str, **more: Any) -> dict[str, Any]:

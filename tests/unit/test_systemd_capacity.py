@@ -7,9 +7,11 @@ import os
 
 import pytest
 
-from osmoda.supervisor import admission, plans_file, systemd_engine, systemd_files
-from osmoda.supervisor.plans_file import Amount
-from osmoda.supervisor.systemd_engine import SystemdEngine
+from osmoda.supervisor.capacity import admission, plans_file
+from osmoda.supervisor.capacity.plans_file import Amount
+from osmoda.supervisor.systemd import engine as systemd_engine
+from osmoda.supervisor.systemd import files as systemd_files
+from osmoda.supervisor.systemd.engine import SystemdEngine
 
 GIB = 1 << 30
 

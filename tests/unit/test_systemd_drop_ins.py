@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from osmoda.supervisor import specifiers, systemd_drop_ins, values, words
+from osmoda.supervisor.confining.sandboxing_directives import RULES
 from osmoda.supervisor.errors import UnitError
-from osmoda.supervisor.sandboxing_directives import RULES
-from osmoda.supervisor.unit import Unit
+from osmoda.supervisor.systemd import drop_ins as systemd_drop_ins
+from osmoda.supervisor.units import specifiers, values, words
+from osmoda.supervisor.units.unit import Unit
 from tests.unit_hosts import HOST, service
 
 PROGRAM = "/opt/with space/100%/osmoda-watch"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from osmoda.supervisor import status_words, systemd_snapshots
+from osmoda.supervisor.command import status_words
+from osmoda.supervisor.systemd import snapshots as systemd_snapshots
 
 FAILED = {
     "ActiveState": "failed",

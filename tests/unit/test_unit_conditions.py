@@ -7,8 +7,8 @@ import socket
 
 import pytest
 
-from osmoda.supervisor import conditions
 from osmoda.supervisor.errors import UnitError
+from osmoda.supervisor.units import conditions
 from tests.unit_hosts import service
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from osmoda.supervisor import directives
+from osmoda.supervisor.units import directives
 from tests import unit_table
 
 SYSTEMD = Path("/lib/systemd/systemd")

@@ -6,9 +6,9 @@ import os
 
 import pytest
 
-from osmoda.supervisor import enablement
 from osmoda.supervisor.errors import SupervisorError, UnitError
-from osmoda.supervisor.loading import Loader
+from osmoda.supervisor.units import enablement
+from osmoda.supervisor.units.loading import Loader
 from tests.unit_hosts import HOST
 
 UNIT = "[Service]\nExecStart=/bin/true\n[Install]\n"

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from osmoda.supervisor import environment
 from osmoda.supervisor.errors import UnitError
-from osmoda.supervisor.unit import EnvironmentFile, Origin
+from osmoda.supervisor.units import environment
+from osmoda.supervisor.units.unit import EnvironmentFile, Origin
 from tests.unit_hosts import service
 
 ORIGIN = Origin("/units/agent.service", 7)

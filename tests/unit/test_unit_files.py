@@ -6,9 +6,9 @@ import os
 
 import pytest
 
-from osmoda.supervisor import unit_files
 from osmoda.supervisor.errors import UnitError
-from osmoda.supervisor.loading import Loader
+from osmoda.supervisor.units import files as unit_files
+from osmoda.supervisor.units.loading import Loader
 from tests.unit_hosts import HOST
 
 UNIT = "[Service]\nExecStart=/bin/{}\n"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from osmoda.supervisor.errors import UnitError
-from osmoda.supervisor.unit import Listen, Origin
+from osmoda.supervisor.units.unit import Listen, Origin
 from tests.unit_hosts import listening
 
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from osmoda.supervisor import directives
 from osmoda.supervisor.errors import UnitError
-from osmoda.supervisor.unit import Directive, EnvironmentFile, Exec, Origin, Output
+from osmoda.supervisor.units import directives
+from osmoda.supervisor.units.unit import Directive, EnvironmentFile, Exec, Origin, Output
 from tests.unit_hosts import HOST, service
 
 # As they came with the project.

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from osmoda.supervisor import specifiers, values
+from osmoda.supervisor.units import specifiers, values
 from tests.unit_hosts import HOST
 
 NAME = values.unit_name(r"agent-web@a-b\x2dc.service")

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from osmoda.supervisor import unit_syntax
 from osmoda.supervisor.errors import UnitError
-from osmoda.supervisor.unit import Origin
+from osmoda.supervisor.units import syntax as unit_syntax
+from osmoda.supervisor.units.unit import Origin
 
 SECTIONS = ("Unit", "Service", "X-Osmoda")
 

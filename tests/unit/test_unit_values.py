@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from osmoda.supervisor import values
+from osmoda.supervisor.units import values
 
 SPANS = (
     *("0", "5", "90s", "1.5", "5min 20s", "2h", "1h30min", "1 month", "1M", "1m", "2weeks", "3 days", "1y 1ms", "7us"),

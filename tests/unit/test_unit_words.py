@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from osmoda.supervisor import words
+from osmoda.supervisor.units import words
 
 
 def split(value, **how):

@@ -10,9 +10,9 @@ import threading
 
 import pytest
 
-from osmoda.supervisor import remains
+from osmoda.supervisor.daemon import remains
+from osmoda.supervisor.daemon.wanted import Wanted
 from osmoda.supervisor.errors import SupervisorError
-from osmoda.supervisor.wanted import Wanted
 
 
 def test_what_was_asked_for_counts_beside_what_is_enabled(tmp_path):

@@ -11,9 +11,12 @@ import time
 import pytest
 
 from osmoda.sandbox.request import UsageError
-from osmoda.supervisor import command, control_client, grammar, log_files, status_words
-from osmoda.supervisor.control_client import NoDaemon
-from osmoda.supervisor.log_files import LogFile, record
+from osmoda.supervisor.command import grammar, status_words
+from osmoda.supervisor.command import verbs as command
+from osmoda.supervisor.control import client as control_client
+from osmoda.supervisor.control.client import NoDaemon
+from osmoda.supervisor.logs import files as log_files
+from osmoda.supervisor.logs.files import LogFile, record
 
 UP = {
     "unit": "agent.service",
@@ -194,9 +197,9 @@ def test_what_others_wrote_is_harmless_in_tables():
 
 
 def test_looking_loads_neither_asyncio_nor_the_compiler():
-    program = "import sys; import osmoda.supervisor.command; print(*sys.modules)"
+    program = "import sys; import osmoda.supervisor.command.verbs; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
-    assert "osmoda.supervisor.control_client" in loaded
+    assert "osmoda.supervisor.control.client" in loaded
     assert not {"asyncio", "msgspec", "rich", "osmoda.sandbox.compile", "osmoda.sandbox.profile"} & {*loaded}
 
 

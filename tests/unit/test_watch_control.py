@@ -13,9 +13,9 @@ import threading
 import pytest
 
 from osmoda.host import peer
-from osmoda.supervisor import control_client
-from osmoda.supervisor.control import NAME, Control
-from osmoda.supervisor.control_client import NoDaemon
+from osmoda.supervisor.control import client as control_client
+from osmoda.supervisor.control.client import NoDaemon
+from osmoda.supervisor.control.server import NAME, Control
 from osmoda.supervisor.errors import SupervisorError
 
 

@@ -10,10 +10,12 @@ import time
 
 import pytest
 
-from osmoda.supervisor import journal, log_files, log_view
-from osmoda.supervisor.lines import LONGEST, Lines, RateLimit
-from osmoda.supervisor.log_files import LogFile, record
-from osmoda.supervisor.logs import OWN, Logs
+from osmoda.supervisor.logs import files as log_files
+from osmoda.supervisor.logs import journal
+from osmoda.supervisor.logs import view as log_view
+from osmoda.supervisor.logs.files import LogFile, record
+from osmoda.supervisor.logs.lines import LONGEST, Lines, RateLimit
+from osmoda.supervisor.logs.writer import OWN, Logs
 
 MANY = 1 << 30
 

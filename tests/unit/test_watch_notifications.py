@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from osmoda.supervisor.notifications import Notification, parse
+from osmoda.supervisor.lifecycle.notifications import Notification, parse
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""`osmoda-watch`: its grammar, its verbs, and what they print."""

@@ -1,0 +1,1 @@
+"""A unit to the sandbox that it runs in."""

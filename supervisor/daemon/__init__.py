@@ -1,0 +1,1 @@
+"""`osmoda-watch daemon`."""

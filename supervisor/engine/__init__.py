@@ -1,0 +1,1 @@
+"""The engine of a host without systemd: it runs what `lifecycle` decides."""

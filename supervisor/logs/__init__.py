@@ -1,0 +1,1 @@
+"""What agents print: taken, kept, read back."""

@@ -1,0 +1,1 @@
+"""Directories that agents share, and what is done in them."""

@@ -1,0 +1,1 @@
+"""Unit files: read, checked, and what they mean."""
