@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from osmoda.supervisor.capacity import fitting as capacity
-from osmoda.supervisor.capacity import host_room, plans_file
+from osmoda.supervisor.capacity import fitting, host_room, plans_file
 from osmoda.supervisor.errors import SupervisorError
 
 if TYPE_CHECKING:
@@ -30,11 +29,11 @@ class Admission:
     def admit(self, name: str, profile: Profile, *, forced: bool = False) -> None:
         """Let the agent `name` in, or let it stay under another profile. Raises DoesNotFit, unless `forced`."""
         plans = plans_file.load()
-        need = capacity.need_of(name, profile, plans)
+        need = fitting.need_of(name, profile, plans)
         held = self._needs.get(name)
         others = [one for one in self._needs.values() if one.name != name]
         if not forced and (held is None or held.amount != need.amount):
-            why = capacity.refusal(need, capacity.fit(others, self._room(), plans))
+            why = fitting.refusal(need, fitting.fit(others, self._room(), plans))
             if why:
                 raise DoesNotFit(f"{why}; `osmoda-watch start --force {name}` starts it all the same")
         self._needs[name] = need

@@ -9,7 +9,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from osmoda.egress import log_reader
-from osmoda.supervisor.logs import files as log_files
+from osmoda.supervisor.logs import files
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +26,7 @@ def lines(folder: str, units: Sequence[str], *, last: int | None = None, since: 
     def wanted(line: Line) -> bool:
         return float(line.get("time") or 0) >= since
 
-    found = [log_reader.read(folder, name=log_files.name_of(unit), matching=wanted, last=last) for unit in units]
+    found = [log_reader.read(folder, name=files.name_of(unit), matching=wanted, last=last) for unit in units]
     merged = heapq.merge(*found, key=lambda line: float(line["time"]))
     return list(merged) if last is None else list(deque(merged, last))
 
@@ -51,9 +51,9 @@ def follow(
         tails: dict[str, log_reader.Tail] = {}
 
         def open_new() -> list[log_reader.Tail]:
-            new = [unit for unit in units or log_files.units(folder) if unit not in tails]
+            new = [unit for unit in units or files.units(folder) if unit not in tails]
             for unit in new:
-                tails[unit] = open_logs.enter_context(log_reader.Tail(folder, log_files.name_of(unit)))
+                tails[unit] = open_logs.enter_context(log_reader.Tail(folder, files.name_of(unit)))
             return [tails[unit] for unit in new]
 
         first = sorted((line for tail in open_new() for line in tail.last(wanted, last)), key=when)

@@ -6,8 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from osmoda.supervisor.errors import UnitError
-from osmoda.supervisor.units import files as unit_files
-from osmoda.supervisor.units import reading, specifiers, values
+from osmoda.supervisor.units import files, reading, specifiers, values
 from osmoda.supervisor.units.unit import Origin
 
 if TYPE_CHECKING:
@@ -25,9 +24,9 @@ class Loader:
     """
 
     def __init__(self, search: Sequence[str] = (), host: Host | None = None) -> None:
-        self.search: tuple[str, ...] = tuple(search) or unit_files.search_path()
+        self.search: tuple[str, ...] = tuple(search) or files.search_path()
         self.host = host or specifiers.host_here()
-        self._files = unit_files.UnitFiles(self.search)
+        self._files = files.UnitFiles(self.search)
 
     def names(self, suffix: str = ".service") -> list[str]:
         """Units of a kind that have a file, sorted; templates among them, masked ones not."""
@@ -36,7 +35,7 @@ class Loader:
     def load(self, name: str) -> Unit:
         """The service of that name; ".service" may be left out. Its own name is another when `name` is an alias.
 
-        Raises NoSuchUnit, Masked (both of `unit_files`), UnitError.
+        Raises NoSuchUnit, Masked (both of `files`), UnitError.
         """
         found, texts = self._texts(name, ".service")
         unit = reading.service(found.name, texts, self.host)
@@ -73,7 +72,7 @@ class Loader:
 
     def _read(self, found: Found) -> list[reading.Text]:
         paths = [found.file, *self._files.drop_ins(found)]
-        return [(path, unit_files.read(path)) for path in paths]
+        return [(path, files.read(path)) for path in paths]
 
     def _with_links(self, written: Dependencies, origins: object, found: Found) -> Dependencies:
         """The dependencies that links in `NAME.wants` and `NAME.requires` add."""

@@ -10,8 +10,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from osmoda.supervisor.errors import UnitError
-from osmoda.supervisor.units import directives
-from osmoda.supervisor.units import syntax as unit_syntax
+from osmoda.supervisor.units import directives, syntax
 from osmoda.supervisor.units.draft import Draft
 from osmoda.supervisor.units.unit import (
     Dependencies,
@@ -69,7 +68,7 @@ def socket(name: Name, texts: Sequence[Text], host: Host) -> SocketUnit:
 def _draft(name: Name, texts: Iterable[Text], host: Host, table: Mapping[str, Mapping[str, directives.Rule]]) -> Draft:
     draft = Draft(name, host)
     for path, content in texts:
-        for assignment in unit_syntax.assignments(content, path, table):
+        for assignment in syntax.assignments(content, path, table):
             _take(draft, assignment, table)
             draft.origins[assignment.directive] = assignment.origin
     return draft
