@@ -17,9 +17,9 @@ from osmoda.supervisor.confining import preparation
 from osmoda.supervisor.engine.slot import Slot
 from osmoda.supervisor.errors import SupervisorError
 from osmoda.supervisor.lifecycle import health, notifications, state_messages
+from osmoda.supervisor.lifecycle.machine import Machine
 from osmoda.supervisor.lifecycle.restarts import Restarts
 from osmoda.supervisor.lifecycle.state_messages import Done, Elapsed, EndGroup, Kill, NotStarted, Run, Say, Signal
-from osmoda.supervisor.lifecycle.states import Machine
 from osmoda.supervisor.logs.capture import Outlet
 from osmoda.supervisor.units.environment import expand
 

@@ -1,1 +1,1 @@
-"""How one service comes up, stays up and goes down: decided without processes and clocks."""
+"""How one service comes up, stays up and goes down: decided without processes and clocks. `health` asks outside."""

@@ -6,6 +6,7 @@ import math
 
 import pytest
 
+from osmoda.supervisor.lifecycle.machine import Machine
 from osmoda.supervisor.lifecycle.notifications import parse
 from osmoda.supervisor.lifecycle.restarts import Group, Restarts
 from osmoda.supervisor.lifecycle.state_messages import (
@@ -29,7 +30,7 @@ from osmoda.supervisor.lifecycle.state_messages import (
     StopAsked,
     Unhealthy,
 )
-from osmoda.supervisor.lifecycle.states import ACTIVE, Machine
+from osmoda.supervisor.lifecycle.states import ACTIVE
 from tests.plain_units import command, plain, statuses
 
 SIGTERM, SIGABRT, SIGHUP, SIGKILL = 15, 6, 1, 9
