@@ -1,4 +1,4 @@
-"""Switches as they run: carries out what `phases` says, with the store, the agents and the ledger of this host.
+"""All switches of a store: begun, taken up again after a kill, driven to their ends, told what is asked of them.
 
 One process drives the switches of a store, and holds its lock. What takes long (copying, comparing, waiting for the
 disk) is done in threads, so the loop that supervises agents goes on.
@@ -8,22 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import time
-from collections import deque
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from osmoda.ledger.errors import LedgerError
-from osmoda.supervisor.errors import SupervisorError
 from osmoda.supervisor.switch import phases, place, tree
 from osmoda.supervisor.switch.effects import Effects, in_thread
-from osmoda.supervisor.switch.errors import SwitchError
+from osmoda.supervisor.switch.errors import SwitchError, in_words
+from osmoda.supervisor.switch.live import Live
 from osmoda.supervisor.switch.members import NixosSystem
-from osmoda.supervisor.switch.record import MOST_MEMBERS, Member, Moment, Record, Records, Terms, moment
+from osmoda.supervisor.switch.record import MOST_MEMBERS, Member, Record, Records, Terms, moment
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import Callable, Sequence
     from types import TracebackType
     from typing import Self
 
@@ -33,7 +31,6 @@ if TYPE_CHECKING:
     from osmoda.supervisor.switch.store import Content, Generation, Store
 
 _RECOVERY = 30.0  # seconds that others wait for the recovery
-_LOOK_AGAIN = 10.0  # seconds after which agents are asked for their condition, whatever they have said meanwhile
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,38 +45,6 @@ class Proposed:
     to: Content | int
     baseline: Content | None = None
     snapshot: bool = False
-
-
-class _Live:
-    """One switch that is driven: requests of others wait until the command that is carried out now is done."""
-
-    def __init__(self, switch: phases.Switch) -> None:
-        self.switch = switch
-        self.requests: deque[tuple[Callable[[Moment], None], asyncio.Future[None]]] = deque()
-        self.woken = asyncio.Event()
-        self.changed = asyncio.Condition()
-        self.idle = False
-        self.task: asyncio.Task[None] | None = None
-
-    async def ask(self, act: Callable[[Moment], None]) -> None:
-        """Have `act` called between two commands; raises what it raises."""
-        answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.requests.append((act, answer))
-        self.woken.set()
-        await answer
-
-    def answer(self, now: Moment) -> None:
-        self.woken.clear()
-        while self.requests:
-            act, answer = self.requests.popleft()
-            try:
-                act(now)
-            except SwitchError as error:
-                if not answer.done():
-                    answer.set_exception(error)
-            else:
-                if not answer.done():
-                    answer.set_result(None)
 
 
 class Switches:
@@ -109,7 +74,7 @@ class Switches:
         self.reading = reading or asyncio.Lock()
         self._effects = Effects(store, self.records, agents, self._nixos, open_ledger, written, self.reading)
         self._observer = observer
-        self._live: dict[int, _Live] = {}
+        self._live: dict[int, Live] = {}
         self._beginning = asyncio.Lock()
         self._stack = contextlib.ExitStack()
 
@@ -139,7 +104,7 @@ class Switches:
             try:
                 await in_thread(self.store.clean)
             except OSError as error:
-                problems.append(f"what a killed daemon has left half made stays there: {_words(error)}")
+                problems.append(f"what a killed daemon has left half made stays there: {in_words(error)}")
             for number in self.records.numbers():
                 try:
                     record = await in_thread(self.records.load, number)
@@ -196,7 +161,7 @@ class Switches:
                     with contextlib.suppress(OSError):  # it is complete, and stays until it is pruned
                         await in_thread(tree.remove, generation.directory)
                 if isinstance(error, OSError):
-                    raise SwitchError(f"nothing is switched: {_words(error)}") from None
+                    raise SwitchError(f"nothing is switched: {in_words(error)}") from None
                 raise
             self._drive(phases.Switch.begin(record))
             return record
@@ -216,13 +181,7 @@ class Switches:
     async def settled(self, number: int, *, over: bool = False) -> Record:
         """The record of a switch, once it is over or waits: on probation, or to try again; with `over`, at its end."""
         live = self._live.get(number)
-        if live is None:
-            return self.records.load(number)
-        async with live.changed:
-            await live.changed.wait_for(
-                lambda: live.switch.over or (live.idle and (not over or live.switch.record.finished))
-            )
-        return live.switch.record
+        return await live.settled(over=over) if live is not None else self.records.load(number)
 
     def running(self) -> list[phases.Switch]:
         """Those that are not over, in order."""
@@ -292,111 +251,13 @@ class Switches:
     # --- driving ---
 
     def _drive(self, switch: phases.Switch) -> None:
-        live = _Live(switch)
+        live = Live(switch, self._agents, self._effects, self._observer)
         self._live[switch.record.number] = live
         live.task = asyncio.create_task(self._to_its_end(live), name=f"switch {switch.record.number}")
 
-    async def _to_its_end(self, live: _Live) -> None:
-        switch = live.switch
+    async def _to_its_end(self, live: Live) -> None:
         try:
-            while not switch.over:
-                command = switch.next(moment())
-                if command is None:
-                    await self._set_idle(live, True)
-                    try:
-                        await self._wait(live)
-                    except Exception as error:  # whatever it was: what cannot be watched is on no probation
-                        if switch.on_probation:
-                            switch.go_back(f"its agents could not be watched: {_words(error)}", moment())
-                    await self._set_idle(live, False)
-                else:
-                    await self._step(live, command)
-                live.answer(moment())
+            await live.run()
         finally:
-            del self._live[switch.record.number]
-            for member in switch.record.agents:
-                self._agents.release(member.name)
-            for _, answer in live.requests:
-                if not answer.done():
-                    answer.set_exception(SwitchError(f"switch {switch.record.number} is over"))
-            await self._set_idle(live, True)
-
-    async def _set_idle(self, live: _Live, idle: bool) -> None:
-        async with live.changed:
-            live.idle = idle
-            live.changed.notify_all()
-
-    async def _step(self, live: _Live, command: phases.Command) -> None:
-        switch = live.switch
-        self._observer("before", switch.record, command)
-        try:
-            await self._effects.carry_out(command, switch.record)
-        except Exception as error:  # also one that nobody has foreseen: an agent that fails is not left as it is for it
-            switch.failed(command, _words(error), moment())
-        else:
-            self._observer("after", switch.record, command)
-            switch.done(command, moment())
-
-    async def _wait(self, live: _Live) -> None:
-        """Until there may be something to do: what agents do, a time that has come, a request."""
-        if live.switch.on_probation:
-            await self._watch(live)
-        else:
-            await self._pause(live)
-            live.switch.wake(moment())
-
-    async def _watch(self, live: _Live) -> None:
-        """Look at the agents of a probation, until it is over or somebody asks for something."""
-        switch = live.switch
-        names = frozenset(member.name for member in switch.record.agents)
-        async with self._agents.changes(names) as changes, _Latest(changes) as latest:
-            while switch.on_probation and not live.requests:
-                for name in sorted(names):
-                    switch.observe(name, await self._agents.condition(name), moment())
-                switch.wake(moment())
-                if switch.on_probation:
-                    await self._pause(live, latest.news)
-
-    async def _pause(self, live: _Live, news: asyncio.Event | None = None) -> None:
-        at = live.switch.wakes_at
-        left = _LOOK_AGAIN if at is None else min(max(at - moment().since_boot, 0.0), _LOOK_AGAIN)
-        waits = [asyncio.create_task(live.woken.wait())]
-        if news is not None:
-            waits.append(asyncio.create_task(news.wait()))
-        try:
-            await asyncio.wait(waits, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for wait in waits:
-                wait.cancel()
-        if news is not None:
-            news.clear()
-
-
-class _Latest:
-    """Whether anything has come out of an iterator; what it was does not matter, since all is looked at then."""
-
-    def __init__(self, changes: AsyncIterator[str]) -> None:
-        self.news = asyncio.Event()
-        self._changes = changes
-        self._task: asyncio.Task[None] | None = None
-
-    async def _follow(self) -> None:
-        async for _ in self._changes:
-            self.news.set()
-
-    async def __aenter__(self) -> Self:
-        self._task = asyncio.create_task(self._follow())
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        assert self._task is not None
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
-
-
-def _words(error: Exception) -> str:
-    if isinstance(error, (SupervisorError, LedgerError)):
-        return str(error)
-    if isinstance(error, OSError):
-        return f"{os.fsdecode(error.filename)}: {error.strerror}" if error.filename else str(error.strerror or error)
-    return f"{type(error).__name__}: {error}"
+            del self._live[live.switch.record.number]
+            await live.leave()
