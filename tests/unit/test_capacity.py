@@ -235,6 +235,7 @@ def test_without_a_daemon(monkeypatch):
         raise control_client.NoDaemon("no daemon")
 
     monkeypatch.setattr(control_client, "ask", nobody)
+    monkeypatch.setattr(capacity_words, "_BOOTED_BY_SYSTEMD", "/no/such/folder")
     lines = list(capacity_words.words(*capacity_words.found("scale")))
     assert "no daemon runs, so that no agent is counted" in lines
     assert lines[-2:] == [
