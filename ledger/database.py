@@ -50,7 +50,7 @@ def create(path: str, rows: Sequence[Row], head: str) -> None:
 
 def open_to_write(path: str) -> sqlite3.Connection:
     """The file that is written to: each transaction is on the disk when it is committed (WAL, synchronous=FULL)."""
-    connection = sqlite3.connect(f"file:{quote(path)}?mode=rw", uri=True, isolation_level=None, timeout=_BUSY)
+    connection = sqlite3.connect(f"{_uri(path)}?mode=rw", uri=True, isolation_level=None, timeout=_BUSY)
     _distrust(connection)
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
@@ -64,11 +64,15 @@ def open_to_read(path: str, *, sealed: bool = False) -> sqlite3.Connection:
     still = sealed or not os.path.exists(f"{path}-wal")
     how = "immutable=1" if still else "mode=ro"
     try:
-        connection = sqlite3.connect(f"file:{quote(path)}?{how}", uri=True, isolation_level=None, timeout=_BUSY)
+        connection = sqlite3.connect(f"{_uri(path)}?{how}", uri=True, isolation_level=None, timeout=_BUSY)
     except DAMAGED as error:
         raise LedgerError(f"{path} cannot be opened: {error}") from None
     _distrust(connection)
     return connection
+
+
+def _uri(path: str) -> str:
+    return f"file:{quote(os.fsencode(path))}"
 
 
 def _text(data: bytes) -> str:

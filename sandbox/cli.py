@@ -11,33 +11,22 @@ from typing import TYPE_CHECKING
 from osmoda.host import features
 from osmoda.sandbox import command_line, compilation, place, plans, report, request
 from osmoda.sandbox.errors import SandboxError
-from osmoda.sandbox.grammar import carry_out, check_verb
 from osmoda.sandbox.request import Request, UsageError
+from osmoda.sandbox.verbs import Command
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable
 
     from osmoda.sandbox.plan import Plan
     from osmoda.sandbox.profile import Profile
+    from osmoda.sandbox.verbs import Verb
 
 
 def main(arguments: list[str]) -> int:
     """Carry out one verb; its exit code. What goes wrong is one sentence on the standard error."""
-    return carry_out(command_line.PROGRAM, lambda: _main(arguments))
-
-
-def _main(arguments: list[str]) -> int:
     if arguments[:1] == ["run"]:
-        return _run(arguments[1:])
-    check_verb(command_line.PROGRAM, arguments, [*_VERBS, "run"])
-    parser = command_line.parser()
-    options = parser.parse_args(arguments)
-    if options.verb is None:
-        raise UsageError("which verb? for instance: osmoda-sandbox run -- python3 -V; see osmoda-sandbox --help")
-    code = _VERBS[options.verb](options)
-    sys.stdout.flush()
-    return code
+        return _COMMAND.carry_out(lambda: _run(arguments[1:]))
+    return _COMMAND.main(arguments)
 
 
 def _run(arguments: list[str]) -> int:
@@ -326,13 +315,6 @@ def _discard(options: argparse.Namespace) -> int:
     return pending.discard(options.workspace, options.paths, as_json=options.json)
 
 
-def _completion(options: argparse.Namespace) -> int:
-    import shtab
-
-    print(shtab.complete(command_line.parser(), shell=options.shell))
-    return 0
-
-
 def _serve(options: argparse.Namespace) -> int:
     from osmoda.sandbox import pool_service
 
@@ -349,7 +331,7 @@ def _serve(options: argparse.Namespace) -> int:
     return 0
 
 
-_VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
+_VERBS: dict[str, Verb] = {
     "learn": _learn,
     "serve": _serve,
     "explain": _explain,
@@ -364,5 +346,6 @@ _VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
     "changes": _changes,
     "commit": _commit,
     "discard": _discard,
-    "completion": _completion,
 }
+
+_COMMAND = Command(command_line.PROGRAM, command_line.parser, _VERBS.__getitem__, "run -- python3 -V")

@@ -15,9 +15,9 @@ from osmoda.host import paths
 from osmoda.ledger.client import printable
 from osmoda.sandbox import egress_edit, egress_grammar, egress_words, profile_file, recording, report
 from osmoda.sandbox.errors import SandboxError
-from osmoda.sandbox.grammar import carry_out, check_verb
 from osmoda.sandbox.profile import Profile
 from osmoda.sandbox.request import UsageError
+from osmoda.sandbox.verbs import Command
 
 if TYPE_CHECKING:
     import argparse
@@ -25,21 +25,15 @@ if TYPE_CHECKING:
 
     from osmoda.egress.control_client import Served
     from osmoda.egress.edits import Edit
+    from osmoda.sandbox.verbs import Verb
 
 
 def main() -> int:
     """The command; its exit code. What goes wrong is one sentence on the standard error."""
-    return carry_out(egress_grammar.PROGRAM, lambda: _main(sys.argv[1:]), (ControlError,))
-
-
-def _main(arguments: list[str]) -> int:
-    check_verb(egress_grammar.PROGRAM, arguments, _VERBS)
-    options = egress_grammar.parser().parse_args(arguments)
-    if options.verb is None:
-        raise UsageError("which verb? for instance: osmoda-egress log --denied; see osmoda-egress --help")
-    code = _VERBS[options.verb](options)
-    sys.stdout.flush()
-    return code
+    command = Command(
+        egress_grammar.PROGRAM, egress_grammar.parser, _VERBS.__getitem__, "log --denied", (ControlError,)
+    )
+    return command.main(sys.argv[1:])
 
 
 # Edits
@@ -269,14 +263,7 @@ def _serve(options: argparse.Namespace) -> int:
     return 0
 
 
-def _completion(options: argparse.Namespace) -> int:
-    import shtab
-
-    print(shtab.complete(egress_grammar.parser(), shell=options.shell))
-    return 0
-
-
-_VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
+_VERBS: dict[str, Verb] = {
     "allow": _allow,
     "deny": _deny,
     "remove": _remove,
@@ -291,5 +278,4 @@ _VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
     "status": _status,
     "metrics": _metrics,
     "serve": _serve,
-    "completion": _completion,
 }

@@ -13,14 +13,14 @@ from osmoda.ledger import database, folder, reading, verification
 from osmoda.ledger.errors import LedgerError
 from osmoda.ledger.head import Head
 from osmoda.sandbox import ledger_grammar, ledger_words, report
-from osmoda.sandbox.grammar import carry_out, check_verb
-from osmoda.sandbox.request import UsageError
+from osmoda.sandbox.verbs import Command
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
 
     from osmoda.ledger.record import Event
+    from osmoda.sandbox.verbs import Verb
 
 _AT_ONCE = 10_000  # events, on the way back from the last one
 _EVERY = 0.1  # seconds between two lines of progress
@@ -28,17 +28,8 @@ _EVERY = 0.1  # seconds between two lines of progress
 
 def main() -> int:
     """The command; its exit code. What goes wrong is one sentence on the standard error."""
-    return carry_out(ledger_grammar.PROGRAM, lambda: _main(sys.argv[1:]), (LedgerError,))
-
-
-def _main(arguments: list[str]) -> int:
-    check_verb(ledger_grammar.PROGRAM, arguments, _VERBS)
-    options = ledger_grammar.parser().parse_args(arguments)
-    if options.verb is None:
-        raise UsageError("which verb? for instance: osmoda-ledger show; see osmoda-ledger --help")
-    code = _VERBS[options.verb](options)
-    sys.stdout.flush()
-    return code
+    command = Command(ledger_grammar.PROGRAM, ledger_grammar.parser, _VERBS.__getitem__, "show", (LedgerError,))
+    return command.main(sys.argv[1:])
 
 
 def _directory(options: argparse.Namespace) -> str:
@@ -186,19 +177,11 @@ def _checkpoint(options: argparse.Namespace) -> int:
     return 0
 
 
-def _completion(options: argparse.Namespace) -> int:
-    import shtab
-
-    print(shtab.complete(ledger_grammar.parser(), shell=options.shell))
-    return 0
-
-
-_VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
+_VERBS: dict[str, Verb] = {
     "init": _init,
     "show": _show,
     "follow": _follow,
     "verify": _verify,
     "export": _export,
     "checkpoint": _checkpoint,
-    "completion": _completion,
 }

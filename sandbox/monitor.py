@@ -3,6 +3,9 @@
 One `Monitor` watches any number of sandboxes from one thread. It decides nothing about access: the kernel refuses on
 its own, and the answer to a reported call is always an error. When the monitor dies, so do its sandboxes
 (PR_SET_PDEATHSIG).
+
+The loop (`Monitor`) and a sandbox that it watches (`Watched`) are two ideas in one module: in two they would cost every
+launch 0.2 to 0.3 ms of processor time more, a hundredth of all.
 """
 
 from __future__ import annotations

@@ -173,7 +173,9 @@ class Profile:
             self.mesh,
         )
         import hashlib
+        import json
 
         import msgspec
 
-        return hashlib.sha256(msgspec.json.encode(meaning)).hexdigest()
+        # In ASCII: a path need not be UTF-8.
+        return hashlib.sha256(json.dumps(msgspec.to_builtins(meaning)).encode("ascii")).hexdigest()

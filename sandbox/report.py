@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -39,9 +38,7 @@ class _Output(Console):
 
 
 def console() -> Console:
-    """The standard output; what cannot be encoded there is escaped."""
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")
+    """The standard output."""
     found = _Output(markup=False, emoji=False, highlight=False, soft_wrap=False)
     width = found.width if found.is_terminal or "COLUMNS" in os.environ else _WIDEST
     found.width = max(min(width, _WIDEST), _NARROWEST)

@@ -154,7 +154,9 @@ class _Places:
 
 
 def _document(text: str) -> Iterator[tuple[Path, tuple[int, int]]]:
-    encoded = text.encode()
+    # Options of a command are such text, too, and a path in them need not be UTF-8: one byte for one character will do
+    # for places, and no value is read from here.
+    encoded = text.encode(errors="replace")
     place = _Places(encoded)
     counts: dict[Path, int] = {}  # how many elements each array of tables has so far
     for node in _parser().parse(encoded).root_node.named_children:

@@ -193,6 +193,7 @@ def _begin(options: argparse.Namespace) -> int:
 
 
 def _send(options: argparse.Namespace, begin: Mapping[str, Any]) -> int:
+    control_client.check_text(*(value for agent in begin["agents"] for value in agent.values()))
     return _tell(options, control_client.ask("switch-begin", seconds=None, begin=json.dumps(begin)))
 
 

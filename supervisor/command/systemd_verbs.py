@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Sequence
 
+    from osmoda.sandbox.verbs import Verb
 
-def _job(do: Callable[[SystemdEngine, Sequence[str]], Any]) -> Callable[[argparse.Namespace], int]:
+
+def _job(do: Callable[[SystemdEngine, Sequence[str]], Any]) -> Verb:
     def ask(options: argparse.Namespace) -> int:
         names = getattr(options, "units", ())
         return command.tell_outcomes(options, converse(lambda engine: do(engine, names)))
@@ -64,7 +66,7 @@ def _logs(options: argparse.Namespace) -> int:
     return 0
 
 
-def _links(do: Callable[[SystemdEngine, Sequence[str]], Any], job: str) -> Callable[[argparse.Namespace], int]:
+def _links(do: Callable[[SystemdEngine, Sequence[str]], Any], job: str) -> Verb:
     def carry_out(options: argparse.Namespace) -> int:
         if options.search:
             raise UsageError("systemd has its own folders of units: --units is for osmoda's own engine")
@@ -92,7 +94,7 @@ def drop_ins(options: argparse.Namespace) -> int:
     return command.tell_outcomes(options, converse(lambda engine: do(engine, options.units)))
 
 
-VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
+VERBS: dict[str, Verb] = {
     "start": _start,
     "stop": _job(SystemdEngine.stop),
     "restart": _job(SystemdEngine.restart),

@@ -9,9 +9,9 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from osmoda.sandbox.grammar import carry_out, check_verb
 from osmoda.sandbox.request import UsageError
 from osmoda.sandbox.terminal_text import clean
+from osmoda.sandbox.verbs import Command
 from osmoda.supervisor.command import grammar, status_words
 from osmoda.supervisor.command import switch_verbs as switch_command
 from osmoda.supervisor.control import client as control_client
@@ -21,8 +21,9 @@ from osmoda.supervisor.logs import view as log_view
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
+    from osmoda.sandbox.verbs import Verb
     from osmoda.supervisor.units.enablement import Link
 
 _DOWN, _UNKNOWN = 3, 4  # exit codes of status, which are systemctl's (LSB)
@@ -33,26 +34,15 @@ _FORMATS = ("%Y-%m-%d %H:%M:%S", "%Y-%m-%d %H:%M", "%Y-%m-%d")
 
 def main() -> int:
     """The command; its exit code. What goes wrong is one sentence on the standard error."""
+    command = Command(grammar.PROGRAM, grammar.parser, lambda name: _verbs()[name], "status", (SupervisorError,))
     if sys.argv[1:2] == ["exec"]:
         from osmoda.supervisor.systemd import execution as systemd_exec
 
-        return carry_out(grammar.PROGRAM, lambda: systemd_exec.main(sys.argv[2:]), (SupervisorError,))
-    return carry_out(grammar.PROGRAM, lambda: _main(sys.argv[1:]), (SupervisorError,))
+        return command.carry_out(lambda: systemd_exec.main(sys.argv[2:]))
+    return command.main(sys.argv[1:])
 
 
-def _main(arguments: list[str]) -> int:
-    check_verb(grammar.PROGRAM, arguments, _VERBS)
-    options = grammar.parser().parse_args(arguments)
-    if options.verb is None:
-        raise UsageError("which verb? for instance: osmoda-watch status; see osmoda-watch --help")
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")
-    code = _verbs()[options.verb](options)
-    sys.stdout.flush()
-    return code
-
-
-def _verbs() -> dict[str, Callable[[argparse.Namespace], int]]:
+def _verbs() -> dict[str, Verb]:
     """The verbs: where no daemon of this user runs and systemd has booted the host, those of systemd's engine."""
     if control_client.is_there() or not control_client.systemd_is_here():
         return _VERBS
@@ -72,7 +62,7 @@ def _print_json(value: Any) -> None:
 # What is asked of the daemon
 
 
-def _job(verb: str) -> Callable[[argparse.Namespace], int]:
+def _job(verb: str) -> Verb:
     def ask(options: argparse.Namespace) -> int:
         force = {"force": True} if getattr(options, "force", False) else {}
         return tell_outcomes(options, _asked(verb, getattr(options, "units", ()), quiet=options.json, **force))
@@ -316,14 +306,7 @@ def _systemd(options: argparse.Namespace) -> int:
     return systemd_command.drop_ins(options)
 
 
-def _completion(options: argparse.Namespace) -> int:
-    import shtab
-
-    print(shtab.complete(grammar.parser(), shell=options.shell))
-    return 0
-
-
-_VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
+_VERBS: dict[str, Verb] = {
     "daemon": _daemon,
     "start": _job("start"),
     "stop": _job("stop"),
@@ -341,5 +324,4 @@ _VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
     "check": _check,
     "systemd": _systemd,
     "switch": switch_command.run,
-    "completion": _completion,
 }

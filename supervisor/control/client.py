@@ -48,6 +48,15 @@ def systemd_is_here() -> bool:
     return os.path.isdir("/run/systemd/system") and os.path.exists(bus_address())
 
 
+def check_text(*texts: object) -> None:
+    """Raise SupervisorError where one of `texts` is not UTF-8, which no unit's name is and no request can hold."""
+    for text in texts:
+        try:
+            str(text).encode()
+        except UnicodeEncodeError:
+            raise SupervisorError(f"{text} is not UTF-8, as all has to be that the daemon is asked for") from None
+
+
 def ask(
     verb: str,
     units: Sequence[str] = (),
@@ -60,6 +69,7 @@ def ask(
 
     Raises NoDaemon, SupervisorError.
     """
+    check_text(*units, *options.values())
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(seconds)
         try:

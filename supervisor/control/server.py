@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import socket
 from typing import TYPE_CHECKING, Any, Self
@@ -96,7 +97,8 @@ class Control:
             if writer.transport.get_write_buffer_size() > _MOST_UNREAD:
                 writer.transport.abort()
             if not writer.is_closing():
-                writer.write(msgspec.json.encode(message) + b"\n")
+                # In ASCII: what an answer names, such as the folder of a unit, need not be UTF-8.
+                writer.write(json.dumps(msgspec.to_builtins(message)).encode("ascii") + b"\n")
 
         try:
             reason = peer.refusal(writer.get_extra_info("socket"))

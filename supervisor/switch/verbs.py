@@ -44,7 +44,7 @@ def verbs(switches: Switches, search: Callable[[], Sequence[str]]) -> dict[str, 
     async def begin(request: Request, say: Say) -> Mapping[str, Any]:
         try:
             asked = _BEGIN.decode(str(request.options.get("begin", "")))
-        except msgspec.ValidationError as error:
+        except msgspec.DecodeError as error:
             raise SwitchError(f"that is no switch: {error}") from None
         if not asked.agents and asked.system is None:
             raise SwitchError("a switch has at least one agent")

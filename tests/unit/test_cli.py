@@ -92,7 +92,8 @@ def test_explain_names_lines(capsys, profile):
     code, out, _ = run(capsys, "explain", profile)
     assert code == 0
     assert "agent.toml: tier 1" in out
-    assert "notes but not .env" in " ".join(out.split()), "however the terminal's width wraps it"
+    words = out.replace("agent.toml:5", "").split()  # which stands beside the first line of what is wrapped
+    assert "but not .env" in " ".join(words), "however the width wraps it, which depends on the folder's name"
     code, found = record(capsys, "explain", profile)
     assert (code, found["tier"], found["description"]) == (0, 1, "Reads notes")
     mounts = next(layer for layer in found["layers"] if layer["name"] == "mounts")
@@ -193,9 +194,7 @@ def test_a_dry_run_in_words_has_the_operations_in_order(capsys, profile):
 
 def test_help_of_the_command_of_a_verb_and_of_run(capsys):
     for arguments in (["--help"], ["why", "--help"]):
-        with pytest.raises(SystemExit) as caught:
-            cli.main(arguments)
-        assert caught.value.code == 0
+        assert cli.main(arguments) == 0
     assert "examples:" in capsys.readouterr().out
     assert cli.main(["run", "--help"]) == 0
     assert "osmoda-sandbox run --profile agent.toml" in capsys.readouterr().out

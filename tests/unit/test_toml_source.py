@@ -121,6 +121,12 @@ _values = st.recursive(
 )
 
 
+def test_places_in_text_that_is_no_unicode():
+    source = toml_source.parse('a = ["\udcff\udcfe", "ü"]\n"\udcff" = 1', "command line")
+    assert source.data == {"a": ["\udcff\udcfe", "ü"], "\udcff": 1}
+    assert [source.positions["a", index] for index in (0, 1)] == [(1, 6), (1, 12)]
+
+
 def _inline(value):
     if isinstance(value, dict):
         return "{ " + ", ".join(f'"{key}" = {_inline(item)}' for key, item in value.items()) + " }"

@@ -36,6 +36,7 @@ class Daemon:
         self.loop.set_exception_handler(lambda _, context: self.mistakes.append(context["exception"]))
         self.end, self.go_on = asyncio.Event(), asyncio.Event()
         verbs = {"echo": self.echo, "wait": self.wait, "refuse": self.refuse, "break": self.broken, "talk": self.talk}
+        verbs["where"] = self.where
         async with Control(self.path, verbs):
             self.ready.set()
             await self.end.wait()
@@ -49,6 +50,9 @@ class Daemon:
         await self.go_on.wait()
         self.finished.set()
         return {"done": True}
+
+    async def where(self, request, say):
+        return {"done": True, "search": ["/units/\udcff", "/units/ü"]}
 
     async def refuse(self, request, say):
         raise SupervisorError("a.service:3: that cannot be")
@@ -100,6 +104,16 @@ def test_a_request_its_progress_and_its_answer(daemon):
     assert answer == {"done": True, "units": ["a", "b"], "options": {"brief": True, "lines": 3}}
     assert heard == [{"unit": "a", "state": "starting"}]
     assert stat.S_IMODE(os.stat(daemon.path).st_mode) == 0o600
+
+
+def test_names_that_are_not_utf_8(daemon):
+    assert control_client.ask("where")["search"] == ["/units/\udcff", "/units/ü"]
+    for asked in ({"units": ["b\udcff"]}, {"note": "b\udcff"}):
+        with pytest.raises(SupervisorError, match=r"^b\udcff is not UTF-8"):
+            control_client.ask("echo", **asked)
+    (answer,) = raw(daemon.path, b'{"verb": "echo", "units": ["\\udcff"]}\n')
+    assert answer["error"].startswith("that is no request")
+    assert daemon.mistakes == []
 
 
 def test_refusals_are_sentences(daemon):

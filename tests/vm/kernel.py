@@ -20,7 +20,7 @@ SHARE = "local,path=/,mount_tag=osmoda,security_model=none,readonly=on,multidevs
 MOUNT = "-t 9p -o trans=virtio,version=9p2000.L,cache=loose,msize=512000,access=any,ro"
 OPTIONS = ("-p", "no:cacheprovider", "-v", "--tb=short", "--durations=5")
 
-# What this host's kernel may lack (limits by cgroup v2), and attacks on each layer.
+# What this host's kernel may lack (limits by cgroup v2, modules), and attacks on each layer.
 SELECTION = (
     "tests/integration/test_cgroup_leaf.py",
     "tests/unit/test_cgroup.py",
@@ -34,6 +34,7 @@ SELECTION = (
     "tests/attacks/test_namespaces_and_capabilities.py::test_new_namespaces[root-tier1]",
     "tests/attacks/test_namespaces_and_capabilities.py::test_changing_mounts[user-tier1]",
     "tests/attacks/test_system_calls.py::test_calls_that_no_program_in_a_sandbox_needs[root-tier2]",
+    "tests/attacks/test_directives_inside.py::test_what_a_sandbox_stops_anyway[ProtectKernelModules=yes]",
     "tests/attacks/test_proc_and_memory.py::test_the_hosts_processes_in_proc[user-tier1]",
     "tests/attacks/test_proc_and_memory.py::test_memory_of_a_process_outside[root-tier2]",
     "tests/attacks/test_sockets.py::test_an_abstract_unix_socket[user-tier1]",
