@@ -120,6 +120,18 @@ def test_one_that_was_made_before_it_is_waited_for(places: tuple[Path, Path]) ->
     assert heard == [True]
 
 
+def test_what_cannot_be_waited_for_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused() -> int:
+        raise OSError(24, "Too many open files")
+
+    async def use(found: Acts) -> None:
+        monkeypatch.setattr(acts.syscalls, "inotify_init1", refused)
+        with pytest.raises(SupervisorError, match="a ledger is made cannot be followed: Too many open files"):
+            found.when_made(lambda: None)
+
+    assert supervising(use) == []
+
+
 @pytest.mark.parametrize("used", [True, False])
 def test_one_that_is_gone_is_not_taken_for_none(places: tuple[Path, Path], used: bool) -> None:
     folder.make()
