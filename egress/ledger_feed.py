@@ -191,7 +191,7 @@ class Feed:
         from osmoda.ledger import starting
 
         try:
-            folder = paths.own_directory("state", "ledger")
+            folder = paths.own_ledger()
             pid, fd = starting.begin(folder, paths.own_directory("runtime", "ledger"))
         except (OSError, paths.UntrustedDirectory) as error:
             self._refuse(f"the ledger's service cannot be started: {error}")

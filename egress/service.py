@@ -212,7 +212,7 @@ class _Service:
         if self._ledger_starts:
             return
         try:
-            folder = paths.own_directory("state", "ledger")
+            folder = paths.own_ledger()
             pid, fd = starting.begin(folder, paths.own_directory("runtime", "ledger"))
         except (OSError, paths.UntrustedDirectory):
             return  # what is in the way is told to whoever launches something, too

@@ -83,10 +83,21 @@ def own_directory(kind: str, below: str = "") -> str:
     return _own(f"{_own(top)}/{below}") if below else _own(top)
 
 
-def _own(path: str) -> str:
+def own_ledger() -> str:
+    """The folder of this user's ledger, checked likewise, and never made: an empty one could not be written.
+
+    Raises UntrustedDirectory, OSError: also where there is none.
+    """
+    _own(directory("state"))
+    return _own(ledger(), make=False)
+
+
+def _own(path: str, *, make: bool = True) -> str:
     try:
         status = posix.lstat(path)
     except FileNotFoundError:
+        if not make:
+            raise
         _make(path)
         status = posix.lstat(path)
     if status.st_mode & 0o170000 != 0o040000 or status.st_uid != posix.geteuid() or status.st_mode & 0o022:

@@ -322,13 +322,12 @@ class Ledger:
     def _dial(self, patience: float) -> None:
         self._refused = False
         try:
-            folder = paths.own_directory("state", "ledger")
             runtime = paths.own_directory("runtime", "ledger")
             connection = _connect(runtime)
             if connection is None and self._start:
                 from osmoda.ledger import starting
 
-                connection = starting.start(folder, runtime, lambda: _connect(runtime), patience)
+                connection = starting.start(paths.own_ledger(), runtime, lambda: _connect(runtime), patience)
         except paths.UntrustedDirectory as error:
             self.lost = f"the ledger cannot be used: {error}"
             raise LedgerError(self.lost) from None

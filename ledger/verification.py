@@ -166,7 +166,8 @@ class _Verifier:
         return None
 
     def _names(self, live: str) -> None:
-        allowed = {folder.KEY, folder.HEAD, folder.MANIFEST, folder.SEGMENTS, f"{folder.MANIFEST}.new"}
+        allowed = {folder.KEY, folder.HEAD, folder.MANIFEST, folder.SEGMENTS}
+        allowed |= {f"{folder.HEAD}.new", f"{folder.MANIFEST}.new"}
         allowed |= {f"{name}{suffix}" for name in (live, folder.NEXT) for suffix in (*_BESIDE, "-journal")}
         allowed.discard(f"{live}-journal")
         for name in sorted({*os.listdir(self.report.directory)} - allowed):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -139,11 +141,32 @@ class Writer:
     def _write_head(self, line: str) -> None:
         content = line.encode()
         try:
-            os.pwrite(self._head_fd, content, 0)
-            os.ftruncate(self._head_fd, len(content))
+            if os.fstat(self._head_fd).st_size == len(content):
+                # Within one sector, and as long as before: a host that loses its power leaves one of the two.
+                os.pwrite(self._head_fd, content, 0)
+            else:
+                self._replace_head(content)
         except OSError:
             # The database has it, and the next one comes here: whoever compares finds this file behind, not ahead.
             return
+
+    def _replace_head(self, content: bytes) -> None:
+        """When its length changes, as with the tenth event: in place, a lost power could leave half of it."""
+        scratch, here = f"{folder.HEAD}.new", self._lock
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(scratch, dir_fd=here)  # of a service that was killed
+        fd = os.open(scratch, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600, dir_fd=here)
+        try:
+            if os.write(fd, content) != len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(fd)
+            os.rename(scratch, folder.HEAD, src_dir_fd=here, dst_dir_fd=here)
+        except OSError:
+            os.close(fd)
+            raise
+        os.close(self._head_fd)
+        self._head_fd = fd
+        os.fsync(here)
 
     def rows(self, since: int) -> list[database.Row]:
         """Events from `since` on that are in the file that is written to."""

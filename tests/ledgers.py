@@ -106,10 +106,21 @@ def events_of(world: World) -> list[dict[str, Any]]:
     return [ledger_words.as_json(event) for event in reading.events(directory)]
 
 
-@pytest.fixture
-def recorded(world: World) -> Iterator[World]:
-    """A world whose user has made a ledger."""
+def init(world: World) -> None:
+    """Make its user's ledger."""
     world.run(World.osmoda_argv("init", command="osmoda-ledger"), check=True)
+
+
+@pytest.fixture
+def recorded(to_be_recorded: World) -> World:
+    """A world whose user has made a ledger."""
+    init(to_be_recorded)
+    return to_be_recorded
+
+
+@pytest.fixture
+def to_be_recorded(world: World) -> Iterator[World]:
+    """A world whose user makes a ledger in the course of a test."""
     yield world
     end_service(runtime_of(world))
     for name in (SOCKET, "starting"):

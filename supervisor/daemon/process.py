@@ -17,7 +17,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
-from osmoda.ledger.client import open_ledger
 from osmoda.sandbox import processes
 from osmoda.sandbox.resident import RESIDENT
 from osmoda.supervisor.control import client as control_client
@@ -118,7 +117,11 @@ class Daemon:
             raise SupervisorError(f"{error.filename}: {error.strerror}; generations are kept there") from None
         self.engine = Engine(self._search, self._logs, self._acts, store.unit_directories)
         self._switches = Switches(
-            store, EngineAgents(self.engine, self._runs), open_ledger, candidate.written, reading=self.engine.compiling
+            store,
+            EngineAgents(self.engine, self._runs),
+            self._acts.opened,
+            candidate.written,
+            reading=self.engine.compiling,
         )
         loop = asyncio.get_running_loop()
         loop.set_default_executor(ThreadPoolExecutor(_THREADS, thread_name_prefix="waits"))
@@ -129,6 +132,12 @@ class Daemon:
             stack.callback(self._acts.close)
             stack.callback(RESIDENT.close)
             stack.push_async_callback(self.engine.close)
+            try:
+                stack.callback(self._acts.when_made(self.engine.shared.follow))
+            except SupervisorError as error:
+                self._say(
+                    f"what agents do in shared directories is not put on a ledger that is made from now on: {error}", 4
+                )
             await stack.enter_async_context(self._switches)
             # A switch that is asked for before they run must know that they are to run again should it go back.
             expected = await self._to_run()

@@ -8,13 +8,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import grp
-import os
 import pwd
 import socket
-import stat
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from osmoda.supervisor.engine.socket_names import LinkOnTheWay, SocketName
 from osmoda.supervisor.errors import UnitError
 
 if TYPE_CHECKING:
@@ -40,7 +39,7 @@ class _Listening:
     unit: SocketUnit
     sockets: list[socket.socket]
     waiting: bool = False
-    paths: list[str] = field(default_factory=list)
+    names: list[SocketName] = field(default_factory=list)
 
 
 class Sockets:
@@ -128,10 +127,11 @@ class Sockets:
         self._stop_waiting(one)
         for each in one.sockets:
             each.close()
-        if one.unit.remove_on_stop:
-            for path in one.paths:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(path)
+        for held in one.names:
+            if one.unit.remove_on_stop:
+                with contextlib.suppress(OSError):  # an agent may have put a folder there
+                    held.remove()
+            held.close()
 
     def close_all(self) -> None:
         """Close all of them."""
@@ -144,27 +144,38 @@ def _opened(unit: SocketUnit) -> _Listening:
     made = _Listening(unit, [])
     try:
         for listen in unit.listen:
-            one = _bound(unit, listen, made.paths)
+            one = _bound(unit, listen, made.names)
             made.sockets.append(one)
             if listen.kind != "datagram":
                 one.listen(min(unit.backlog, _MOST_BACKLOG))
         for link in unit.symlinks:
-            _link(made.paths[0], link)
-            made.paths.append(link)
-    except OSError as error:
+            target = next(listen.address for listen in unit.listen if listen.address.startswith("/"))
+            _named(unit, link, made.names).link_to(target)
+    except (OSError, LinkOnTheWay) as error:
         for each in made.sockets:
             each.close()
-        raise UnitError(
-            f"{unit.name} cannot listen: {error.strerror or error}", _origin(unit, len(made.sockets))
-        ) from None
+        for held in made.names:
+            held.close()
+        raise UnitError(f"{unit.name} cannot listen: {_words(error)}", _origin(unit, len(made.sockets))) from None
     return made
+
+
+def _words(error: OSError | LinkOnTheWay) -> str:
+    if isinstance(error, LinkOnTheWay):
+        return f"{error.path} is a link, which could lead it elsewhere; name the folder itself"
+    return str(error.strerror or error)
+
+
+def _named(unit: SocketUnit, path: str, names: list[SocketName]) -> SocketName:
+    names.append(SocketName.within(path, unit.directory_mode))
+    return names[-1]
 
 
 def _origin(unit: SocketUnit, index: int) -> Origin | None:
     return unit.listen[min(index, len(unit.listen) - 1)].origin if unit.listen else None
 
 
-def _bound(unit: SocketUnit, listen: Listen, paths: list[str]) -> socket.socket:
+def _bound(unit: SocketUnit, listen: Listen, names: list[SocketName]) -> socket.socket:
     path = listen.address.startswith(("/", "@"))
     host, _, port = listen.address.rpartition(":")
     host = host.strip("[]")
@@ -177,8 +188,7 @@ def _bound(unit: SocketUnit, listen: Listen, paths: list[str]) -> socket.socket:
         elif listen.address.startswith("@"):
             one.bind(f"\0{listen.address[1:]}")
         else:
-            _bind_path(unit, one, listen.address)
-            paths.append(listen.address)
+            _bind_path(unit, one, _named(unit, listen.address, names))
     except BaseException:
         one.close()
         raise
@@ -200,24 +210,9 @@ def _set_options(unit: SocketUnit, one: socket.socket, family: int) -> None:
         one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, unit.ipv6_only)
 
 
-def _bind_path(unit: SocketUnit, one: socket.socket, path: str) -> None:
-    os.makedirs(os.path.dirname(path), unit.directory_mode, exist_ok=True)
-    with contextlib.suppress(FileNotFoundError):
-        if stat.S_ISSOCK(os.lstat(path).st_mode):
-            os.unlink(path)  # of a daemon that was killed
-    before = os.umask(0o777 & ~unit.mode)
-    try:
-        one.bind(path)
-    finally:
-        os.umask(before)
+def _bind_path(unit: SocketUnit, one: socket.socket, name: SocketName) -> None:
+    name.bind(one, unit.mode)
     if unit.user or unit.group:
         uid = pwd.getpwnam(unit.user).pw_uid if unit.user else -1
         gid = grp.getgrnam(unit.group).gr_gid if unit.group else -1
-        os.chown(path, uid, gid, follow_symlinks=False)
-
-
-def _link(path: str, link: str) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        if os.path.islink(link):
-            os.unlink(link)
-    os.symlink(path, link)
+        name.give(uid, gid)

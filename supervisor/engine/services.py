@@ -10,6 +10,7 @@ from osmoda.sandbox.errors import SandboxError
 from osmoda.supervisor.capacity.admission import Admission
 from osmoda.supervisor.confining import preparation
 from osmoda.supervisor.engine.activation import Sockets
+from osmoda.supervisor.engine.holding import Holding
 from osmoda.supervisor.engine.shared_watch import SharedWatch
 from osmoda.supervisor.engine.supervised import Supervised, Surroundings
 from osmoda.supervisor.errors import SupervisorError
@@ -64,8 +65,8 @@ class Engine:
         self.admission = Admission()
         self.sockets = Sockets(lambda service: self.soon(self._activate(service)), logs)
         self._listening: dict[str, list[Callable[[], None]]] = {}
-        self.held_back: dict[str, str] = {}
-        """Units that are not started now, and why."""
+        self.holding = Holding()
+        """Units that are not started now."""
         self.coming: set[str] = set()
         """Units that are about to be started, and of which their machines have not heard yet."""
         # One at a time: the interpreter has one lock, and msgspec dies of two threads that need a new type's schema.
@@ -132,11 +133,16 @@ class Engine:
         self.coming |= {*wanted}
         try:
             outcomes = [await self._listen(name) for name in wanted if name.endswith(".socket")]
+            read = self.holding.now()
             units, problems = await self._read(name for name in wanted if name.endswith(".service"))
             outcomes += [self._refused(name, text) for name, text in problems.items()]
 
             async def one(unit: Unit, waited: Mapping[str, Outcome]) -> Outcome:
                 try:
+                    if self.holding.is_void(unit.name, read):
+                        again = await self.start([unit.name], by_hand=by_hand, report=report, forced=forced)
+                        of_all = Outcome(unit.name, all(outcome.ok for outcome in again))  # where it has another name
+                        return next((outcome for outcome in again if outcome.unit == unit.name), of_all)
                     return await self._start_one(unit, waited, by_hand=by_hand, report=report, forced=forced)
                 finally:
                     self.coming.discard(unit.name)
@@ -156,8 +162,8 @@ class Engine:
     async def _start_one(
         self, unit: Unit, waited: Mapping[str, Outcome], *, by_hand: bool, report: Reporter | None, forced: bool
     ) -> Outcome:
-        if unit.name in self.held_back:
-            return self._refused(unit.name, self.held_back[unit.name])
+        if reason := self.holding.reason(unit.name):
+            return self._refused(unit.name, reason)
         needed = {*unit.dependencies.requires, *unit.dependencies.binds_to}
         failed = next((name for name in needed if name in waited and not waited[name].ok), None)
         if failed is not None:
@@ -238,6 +244,7 @@ class Engine:
 
     async def restart(self, names: Sequence[str], *, report: Reporter | None = None) -> list[Outcome]:
         """Restart units as they are on disk now. One that could not be started as it is there goes on as it was."""
+        read = self.holding.now()
         units, problems = await self._read(names)
         asked = {
             name: unit for name, unit in units.items() if name in set(map(self.full_name, names)) or unit.name in names
@@ -256,6 +263,9 @@ class Engine:
         others = [name for name in jobs.stopped_with(known, [*ready]) if name not in ready]
         await self.stop(others)
         for name, prepared in ready.items():
+            if self.holding.reason(name) or self.holding.is_void(name, read):
+                prepared.service.close()
+                continue  # it is started with the rest, from what is there then, unless the switch has done so
             if report is not None:
                 report(name, "restarting")
             held = self.units[name]
@@ -290,6 +300,7 @@ class Engine:
 
     async def read_again(self) -> list[Outcome]:
         """Read the files of all units again; what runs is not touched, and is restarted under what they say now."""
+        read = self.holding.now()
         units, problems = await self._read([*self.units])
         outcomes = [self._refused(name, f"it stays as it was read before: {text}") for name, text in problems.items()]
         for name, unit in units.items():
@@ -303,7 +314,11 @@ class Engine:
             except (SupervisorError, SandboxError) as error:
                 outcomes.append(self._refused(name, f"it stays as it was read before: {error}"))
                 continue
-            held.read_again(unit, prepared, self._group(unit))
+            if self.holding.reason(name) or self.holding.is_void(name, read):
+                if prepared is not None:
+                    prepared.service.close()  # whoever switches it has it read again
+            else:
+                held.read_again(unit, prepared, self._group(unit))
             outcomes.append(Outcome(name, True))
         return outcomes
 

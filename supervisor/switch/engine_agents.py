@@ -53,7 +53,7 @@ class EngineAgents:
         """See `Agents`."""
         unit = self._engine.full_name(name)
         before = self._running()
-        self._engine.held_back[unit] = f"{name} is being switched; `osmoda-watch switch status` says how that stands"
+        self._engine.holding.hold(unit, f"{name} is being switched; `osmoda-watch switch status` says how that stands")
         outcomes = await self._engine.stop([unit])
         refused = next((one.text for one in outcomes if one.unit == unit and not one.ok), None)
         if refused is not None:
@@ -64,7 +64,7 @@ class EngineAgents:
 
     def release(self, name: str) -> None:
         """See `Agents`."""
-        self._engine.held_back.pop(self._engine.full_name(name), None)
+        self._engine.holding.release(self._engine.full_name(name))
 
     def _running(self) -> set[str]:
         return {name for name, held in self._engine.units.items() if not held.machine.is_down}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -47,10 +49,38 @@ exit 5
 """
 
 
+def all_below(pid):
+    """What a process and its descendants are doing, a line each, for whoever asks why they are still there."""
+    found = []
+    try:
+        with open(f"/proc/{pid}/status") as status:
+            wanted = ("Name", "State", "NSpid", "SigPnd", "ShdPnd", "SigBlk", "SigCgt")
+            lines = [line.split() for line in status if line.startswith(wanted)]
+        with open(f"/proc/{pid}/wchan") as waits:
+            found.append(" ".join([str(pid), *(" ".join(words) for words in lines), waits.read()]))
+        for task in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{task}/children") as children:
+                for child in children.read().split():
+                    found += all_below(int(child))
+    except OSError as error:
+        found.append(f"{pid}: {error.strerror}")
+    return found
+
+
+def rest(process):
+    """What it prints until it ends."""
+    try:
+        return process.communicate(timeout=DEADLINE)[0]
+    except subprocess.TimeoutExpired:
+        pytest.fail("\n".join(["it does not end:", *all_below(process.pid)]))
+
+
 @pytest.fixture
 def started(world):
-    """Run a script under run_service: its process, with pipes."""
+    """Run a script under run_service: its process, with pipes. Whoever reads from it does not wait for ever."""
     running = []
+    too_late = threading.Timer(3 * DEADLINE, lambda: [process.kill() for process in running])
+    too_late.start()
 
     def start(number, patience, script):
         argv = [sys.executable, "-c", START, str(number), str(patience), script]
@@ -59,6 +89,7 @@ def started(world):
         return process
 
     yield start
+    too_late.cancel()
     for process in running:
         process.kill()
         process.wait(DEADLINE)
@@ -72,7 +103,7 @@ def test_one_signal_goes_to_all_that_is_inside_and_the_others_to_the_command(sta
     process.send_signal(signal.SIGHUP)
     assert process.stdout.readline() == "main alone\n"
     process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=DEADLINE)
+    output = rest(process)
     assert sorted(output.splitlines()) == ["child heard", "ended with 3", "main heard", "started"]
     assert process.returncode == 3
 
@@ -82,7 +113,7 @@ def test_what_the_command_leaves_behind_hears_it_and_is_killed_when_it_stays(sta
     assert process.stdout.readline() == "child\n"
     process.stdin.write("go\n")
     process.stdin.flush()
-    output, _ = process.communicate(timeout=DEADLINE)
+    output = rest(process)
     assert output.splitlines() == ["child heard", "started", "ended with 5"]
     assert process.returncode == 5
 
@@ -92,5 +123,5 @@ def test_without_such_a_signal_what_is_left_is_killed_at_once(started):
     assert process.stdout.readline() == "child\n"
     process.stdin.write("go\n")
     process.stdin.flush()
-    output, _ = process.communicate(timeout=DEADLINE)
+    output = rest(process)
     assert output.splitlines() == ["started", "ended with 5"]

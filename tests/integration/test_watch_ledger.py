@@ -8,7 +8,7 @@ import signal
 
 import pytest
 
-from tests.ledgers import directory_of, end_service, events_of, runtime_of
+from tests.ledgers import directory_of, end_service, events_of, init, runtime_of
 from tests.watched import Watch, eventually
 from tests.worlds import World
 
@@ -42,3 +42,24 @@ def test_what_is_done_is_on_the_ledger_and_what_cannot_be_there_is_not_done(reco
     assert refused.returncode == 1
     assert watch.processes() == {}
     assert any("it must be on the ledger" in line for line in watch.lines("other"))
+
+
+@pytest.mark.orphans
+@pytest.mark.parametrize("world", ["root"], indirect=True)
+def test_a_ledger_that_is_made_while_the_daemon_runs_has_all_from_then_on(to_be_recorded: World, watch: Watch) -> None:
+    watch.unit("agent", ExecStart=watch.program("agent", SLEEPER), Restart="always", RestartSec=0)
+    watch.up()
+    watch.do("start", "agent")
+    init(to_be_recorded)
+    os.kill(watch.status("agent")["pid"], signal.SIGKILL)
+    watch.wait_for("agent", state="active", restarts=1)
+    assert kinds(watch) == ["restart"]
+    watch.do("stop", "agent")
+    eventually(lambda: "stop" in kinds(watch), "the stop was written")
+
+    # Gone again: that is not as if there had been none.
+    directory_of(to_be_recorded).rename(directory_of(to_be_recorded).with_name("elsewhere"))
+    assert watch.run("start", "agent").returncode == 1
+    assert watch.processes() == {}
+    assert any("ledger is gone" in line for line in watch.lines("agent"))
+    assert not directory_of(to_be_recorded).exists()

@@ -171,3 +171,36 @@ def test_it_holds_nothing_of_its_monitor():
             assert name.read() == "osmoda-janitor\n"
         process.kill()
     wait(janitor)
+
+
+SETTLED = """
+import os, sys
+from osmoda.host import cgroup
+from osmoda.sandbox import janitor
+place = sys.argv[1]
+with open(f"{place}/cgroup.procs", "w") as group:
+    group.write("0")
+cgroup.settle(cgroup.Hierarchy(2, (("pids", place),)))
+janitor._AS_LONG = 1e9  # it would wait for ever
+janitor.Janitor().close()
+print(cgroup.leave(), os.listdir(place).count("osmoda-monitor-%x" % os.getpid()), flush=True)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may make groups anywhere")
+def test_at_a_normal_end_the_two_do_not_wait_for_each_other():
+    """Both are in the leaf that a monitor makes for itself where its place has processes in it (cgroup v2)."""
+    with open("/proc/self/mountinfo") as mounts:
+        found = [line.split()[4] for line in mounts if line.partition(" - ")[2].startswith("cgroup2 ")]
+    if not found:
+        pytest.skip("this host has no cgroup v2")
+    place = f"{found[0]}/osmoda-settled-{os.getpid():x}"
+    os.mkdir(place)
+    try:
+        with Program([sys.executable, "-c", SETTLED, place], stdout=subprocess.PIPE, text=True) as process:
+            output, _ = process.communicate(timeout=30)
+        assert output == "True 0\n"
+    finally:
+        group = Group(2, (place, f"{place}/osmoda-monitor-{process.pid:x}"))
+        while not group.remove():
+            group.kill()

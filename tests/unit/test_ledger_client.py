@@ -64,6 +64,16 @@ def test_an_event_is_on_the_ledger_when_append_returns(places, ledger):
     assert last.pid == os.getpid()
 
 
+def test_one_that_is_gone_is_not_made_anew_by_whoever_wants_to_write(places, ledger):
+    """An empty folder in its place would be a ledger that nobody can write, and nothing could be run."""
+    ledger.append("launch", BODY)
+    end_service(places[1])
+    places[0].rename(places[0].with_name("elsewhere"))
+    with pytest.raises(LedgerError, match="state/ledger: No such file or directory"):
+        ledger.append("launch", BODY)
+    assert not places[0].exists()
+
+
 def test_what_is_submitted_is_written_in_order(places, ledger):
     tickets = [ledger.submit("launch", {"n": number}) for number in range(3000)]
     numbers = [ticket.wait() for ticket in tickets]

@@ -13,6 +13,7 @@ import pytest
 
 from osmoda.ledger import database, folder, reading, verification, writer
 from osmoda.ledger.errors import LedgerError
+from osmoda.ledger.head import Head
 from osmoda.ledger.writer import Writer
 from tests.ledgers import entry, exported, fill, make
 
@@ -194,6 +195,61 @@ def test_nothing_is_written_to_a_ledger_that_was_damaged(ledger, damage, reason)
     damage(ledger)
     with pytest.raises(LedgerError, match=reason):
         Writer(str(ledger))
+
+
+def test_the_head_file_is_whole_at_each_moment(ledger):
+    """A host that loses its power has what lay there before, or what came: never a part of a longer one."""
+    with Writer(str(ledger)) as one, open(ledger / "head", "rb") as before:
+        for number in range(7):
+            one.append([entry(number)])
+        assert before.read() == (ledger / "head").read_bytes(), "of the same length it stays in its place"
+        one.append([entry(8)])
+        before.seek(0)
+        (ledger / "head.new").write_text("half of")  # of one that was killed here
+        one.append([entry(9)])
+        assert Head.read(before.read().decode(), "the old file").seq == 9
+        assert Head.read((ledger / "head").read_text(), "the new file").seq == 10
+        assert sorted(os.listdir(ledger)) == [
+            "head",
+            "key",
+            "live.db",
+            "live.db-shm",
+            "live.db-wal",
+            "manifest",
+            "segments",
+        ]
+        assert one.append([entry(10)]) == 11
+    assert (ledger / "head").stat().st_mode & 0o777 == 0o600
+    (ledger / "head.new").write_text("half of")
+    assert findings(ledger) == []
+    Writer(str(ledger)).close()
+
+
+def test_a_head_file_that_cannot_be_replaced_is_behind_and_not_ahead(ledger):
+    (ledger / "head.new").mkdir()
+    with Writer(str(ledger)) as one:
+        assert one.append([entry(number) for number in range(20)]) == 2
+    (ledger / "head.new").rmdir()
+    report = verification.verify(str(ledger))
+    assert (report.findings, report.notes) == ([], ["head is 20 events behind: the service was killed, or writes now"])
+    Writer(str(ledger)).close()
+    assert verification.verify(str(ledger)).notes == []
+
+
+@pytest.mark.parametrize("size", [0, 100, -1])
+def test_a_torn_head_file_is_named_and_made_anew_from_the_database(ledger, size):
+    fill(ledger, 5)
+    whole = (ledger / "head").read_bytes()
+    (ledger / "head").write_bytes(whole[:size])
+    assert findings(ledger) == ["head: it is no signed head of a ledger"]
+    with pytest.raises(LedgerError, match="head is no signed head of a ledger"):
+        Writer(str(ledger))
+    connection = database.open_to_read(str(ledger / "live.db"))
+    (ledger / "head").write_text(database.head_line(connection))  # as `osmoda-ledger checkpoint` prints it
+    connection.close()
+    Writer(str(ledger)).close()
+    assert (ledger / "head").read_bytes() == whole
+    assert findings(ledger) == []
 
 
 def test_a_ledger_that_is_put_in_the_place_of_another_is_not_written_to(ledger, tmp_path):

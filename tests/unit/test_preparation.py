@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 
 import pytest
 
-from osmoda.ledger.errors import LedgerError
 from osmoda.supervisor.confining import preparation
-from osmoda.supervisor.engine import acts
-from osmoda.supervisor.engine.acts import Acts
-from osmoda.supervisor.errors import SupervisorError, UnitError
+from osmoda.supervisor.errors import UnitError
 from osmoda.supervisor.units.unit import Directive, Output
 from tests.plain_units import ORIGIN, command, plain
 
@@ -70,80 +66,3 @@ def test_conditions_that_do_not_hold(tmp_path):
         preparation.prepare(plain(conditions=(Directive("ConditionPathExists", absent, ORIGIN),)))
     with pytest.raises(UnitError, match=rf"^{ORIGIN}: AssertPathExists={absent} does not hold"):
         preparation.prepare(plain(conditions=(Directive("AssertPathExists", absent, ORIGIN),)))
-
-
-# The ledger
-
-
-class Ledger:
-    """One that takes events, or does not."""
-
-    def __init__(self, error=""):
-        self.error = error
-        self.events = []
-
-    def append(self, kind, fields):
-        if self.error:
-            raise LedgerError(self.error)
-        self.events.append((kind, fields))
-        return len(self.events)
-
-    def submit(self, kind, fields):
-        if not self.error:
-            self.events.append((kind, fields))
-        return self
-
-    done = True
-
-    def hear(self):
-        """Nothing is told later."""
-
-    def flush(self, patience):
-        return self.error
-
-    def close(self):
-        self.events.append(("closed", {}))
-
-
-def opened(monkeypatch, ledger):
-    said = []
-    monkeypatch.setattr(acts, "open_ledger", lambda: ledger)
-    found = Acts(said.append)
-    found.open()
-    return found, said
-
-
-def test_what_is_done_is_written_before_it_is_done(monkeypatch):
-    ledger = Ledger()
-    found, said = opened(monkeypatch, ledger)
-    asyncio.run(found.before("start", {"unit": "a"}))
-    found.after("stop", {"unit": "a"})
-    found.close()
-    assert ledger.events == [("start", {"unit": "a"}), ("stop", {"unit": "a"}), ("closed", {})]
-    assert said == []
-
-
-def test_what_cannot_be_written_is_not_done(monkeypatch):
-    found, said = opened(monkeypatch, Ledger("the disk is full"))
-    with pytest.raises(SupervisorError, match="the disk is full; it must be on the ledger"):
-        asyncio.run(found.before("start", {}))
-    for _ in range(3):
-        found.after("end", {})
-    assert said == ["the ledger does not take what has happened: the disk is full"]
-
-
-def test_without_a_ledger_everything_may_be_done(monkeypatch):
-    found, said = opened(monkeypatch, None)
-    asyncio.run(found.before("start", {}))
-    found.after("end", {})
-    found.close()
-    assert (found.is_kept, said) == (False, [])
-
-
-def test_a_ledger_that_cannot_be_opened_keeps_the_daemon_from_starting(monkeypatch):
-    def refuse():
-        raise LedgerError("the ledger is damaged")
-
-    monkeypatch.setattr(acts, "open_ledger", refuse)
-    with pytest.raises(SupervisorError, match="the ledger is damaged; what is supervised here must be on the ledger"):
-        Acts(print).open()
