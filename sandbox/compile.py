@@ -28,6 +28,8 @@ from osmoda.sandbox.operations import confinement, isolation, mounting, networki
 from osmoda.sandbox.plan import Degradation, Plan
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from osmoda.host.features import Features
     from osmoda.sandbox.operations import Operation
     from osmoda.sandbox.profile import Profile
@@ -177,7 +179,9 @@ def _isolated(
         mounting.Seal(tier, view.staged),
         confinement.Terminal(tier),
         *_process_limits(profile),
+        confinement.Scheduling(tier),
         confinement.Capabilities(tier, features.last_capability),
+        *_no_core_dumps(profile, features),
     ]
     landlock = landlock_rules.compile_rules(
         profile, features, view.system, view.read, view.write, tuple(scratch), degraded.allow, way_out=way_out
@@ -369,7 +373,7 @@ def _process_limits(profile: Profile) -> list[Operation]:
     operations: list[Operation] = []
     for name in ("open_files", "file_size", "address_space", "stack", "core"):
         value = getattr(limits, name)
-        if value is not None:
+        if value is not None and not (name == "core" and _without_cores(profile)):
             operations.append(confinement.ProcessLimit(profile.origin("process", "limits", name), name, value))
     if profile.tier > 0:
         # pid 1 counts too. The kernel counts per user namespace and uid since 5.14, so these are this sandbox's own; in
@@ -377,6 +381,16 @@ def _process_limits(profile: Profile) -> list[Operation]:
         pids = profile.process.pids + 1
         operations.append(confinement.ProcessLimit(profile.origin("process", "pids"), "processes", pids))
     return operations
+
+
+def _without_cores(profile: Profile) -> bool:
+    return profile.tier > 0 and profile.process.limits.core == 0
+
+
+def _no_core_dumps(profile: Profile, features: Features) -> Iterator[Operation]:
+    if _without_cores(profile):
+        origin = profile.origin("process", "limits", "core")
+        yield confinement.NoCoreDumps(origin, seccomp.keep_core_limit(features.machine))
 
 
 @functools.lru_cache(maxsize=64)

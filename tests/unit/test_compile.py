@@ -358,7 +358,7 @@ def test_who_the_sandbox_is_on_the_host(privileged):
 def test_each_declared_limit_is_an_operation_from_its_line():
     _, plan = compiled(
         "tier = 1\n[process]\npids = 9\n[process.limits]\nopen_files = 33\nfile_size = '1M'\naddress_space = '1G'\n"
-        "stack = '2M'\ncore = 0\n"
+        "stack = '2M'\ncore = '1M'\n"
     )
     assert {(op.name, op.value, op.origin.removeprefix(FILE)) for op in of(plan, confinement.ProcessLimit)} == {
         ("processes", 10, ":4"),
@@ -366,8 +366,16 @@ def test_each_declared_limit_is_an_operation_from_its_line():
         ("file_size", 1 << 20, ":7"),
         ("address_space", 1 << 30, ":8"),
         ("stack", 2 << 20, ":9"),
-        ("core", 0, ":10"),
+        ("core", 1 << 20, ":10"),
     }
+    assert of(plan, confinement.NoCoreDumps) == []
+
+
+@pytest.mark.parametrize("tier", [1, 2])
+def test_a_limit_of_no_core_holds_for_programs_of_the_hosts_too(tier):
+    _, plan = compiled(f"tier = {tier}\n[process.limits]\ncore = 0\n")
+    assert [op.origin.removeprefix(FILE) for op in of(plan, confinement.NoCoreDumps)] == [":3"]
+    assert "core" not in {op.name for op in of(plan, confinement.ProcessLimit)}
 
 
 def test_a_group_that_is_made_counts_processes_too():

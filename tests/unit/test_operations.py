@@ -76,6 +76,8 @@ EXAMPLES = (
     confinement.NoNestedNamespaces("tier 2"),
     confinement.Capabilities("tier 2", 40),
     *(confinement.ProcessLimit("tier 2", name, 64) for name in confinement.RLIMIT),
+    confinement.NoCoreDumps("tier 2", bytes(8)),
+    confinement.Scheduling("tier 2"),
     confinement.Landlock("tier 2", 0xFFFF, 3, 3, 7, ((b"/usr", 0xD), (b"/tmp", 2), (b"", 2)), (80,), (443,)),
     confinement.Landlock("tier 2", 0xFFFF, 0, 0, 1, (), (), ()),
     confinement.Landlock("tier 2", 0xFFFF, 1, 3, 7, (), (80,), ()),
