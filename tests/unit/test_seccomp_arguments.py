@@ -30,11 +30,14 @@ high_bits = st.integers(0, 2**32 - 1).map(lambda high: high << 32)
 words = st.integers(0, 2**32 - 1)
 anything = st.integers(0, 2**64 - 1)
 
+SNAPSHOTS = [0x50009401, 0x50009417, 0x4020BC10]  # of btrfs, with two structures, and of bcachefs
+REFUSED = [termios.TIOCSTI, 0x541C, termios.TIOCCONS, termios.TIOCSETD, *SNAPSHOTS]
+
 
 @pytest.mark.parametrize("arch", ARCHES)
-@pytest.mark.parametrize("request_", [termios.TIOCSTI, 0x541C, termios.TIOCCONS, termios.TIOCSETD])
+@pytest.mark.parametrize("request_", REFUSED)
 @given(high=high_bits, fd=anything, pointer=anything)
-def test_terminal_injection_is_refused_whatever_the_high_bits(
+def test_terminal_injection_and_snapshots_are_refused_whatever_the_high_bits(
     arch: str, request_: int, high: int, fd: int, pointer: int
 ) -> None:
     assert answer(default_filter(arch, 1), "ioctl", fd, high | request_, pointer, arch=arch) == EPERM
@@ -43,7 +46,7 @@ def test_terminal_injection_is_refused_whatever_the_high_bits(
 
 @given(request_=words, high=high_bits)
 def test_every_other_ioctl_is_allowed(request_: int, high: int) -> None:
-    expected = EPERM if request_ in (termios.TIOCSTI, 0x541C, termios.TIOCCONS, termios.TIOCSETD) else ALLOW
+    expected = EPERM if request_ in REFUSED else ALLOW
     assert answer(default_filter("x86_64", 2), "ioctl", 0, high | request_) == expected
 
 
