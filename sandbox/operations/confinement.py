@@ -15,6 +15,8 @@ _TIOCSPTLCK = 0x40045431
 _TIOCGPTN = 0x80045430
 _CONNECT_TCP = 0x2  # LANDLOCK_ACCESS_NET_CONNECT_TCP
 _WRITE_FILE = 0x2  # LANDLOCK_ACCESS_FS_WRITE_FILE
+# LANDLOCK_ACCESS_FS_TRUNCATE, _IOCTL_DEV, of ABI 3 and 5 (landlock(7)).
+_LATER = {1 << 14: "truncating (truncate(2))", 1 << 15: "ioctl(2) on devices"}
 
 
 @frozen
@@ -191,6 +193,7 @@ class Landlock(Operation):
             parts.append(f"TCP bind {_ports(self.bind)}")
             if self.handled_net & _CONNECT_TCP:
                 parts.append(f"connect {_ports(self.connect)}")
+        parts += [f"{what} left to the mounts" for right, what in _LATER.items() if not self.handled_fs & right]
         if self.scoped:
             parts.append("no signals or abstract sockets to outside")
         return f"Landlock ABI {self.abi}: {'; '.join(parts)}"
