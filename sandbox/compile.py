@@ -181,15 +181,14 @@ def _isolated(
         *_process_limits(profile),
         confinement.Scheduling(tier),
         confinement.Capabilities(tier, features.last_capability),
-        *_no_core_dumps(profile, features),
     ]
     landlock = landlock_rules.compile_rules(
         profile, features, view.system, view.read, view.write, tuple(scratch), degraded.allow, way_out=way_out
     )
     if landlock is not None:
         operations.append(landlock)
-    operations.append(_filter(profile, features, degraded))
-    return operations
+    calls = _filter(profile, features, degraded)
+    return [*operations, *_no_core_dumps(profile, features), calls]
 
 
 class _View:

@@ -374,7 +374,7 @@ def test_each_declared_limit_is_an_operation_from_its_line():
 @pytest.mark.parametrize("tier", [1, 2])
 def test_a_limit_of_no_core_holds_for_programs_of_the_hosts_too(tier):
     _, plan = compiled(f"tier = {tier}\n[process.limits]\ncore = 0\n")
-    assert [op.origin.removeprefix(FILE) for op in of(plan, confinement.NoCoreDumps)] == [":3"]
+    assert [op.origin.removeprefix(FILE) for op in of(plan, confinement.NoCoreDumps)] == [":4"]
     assert "core" not in {op.name for op in of(plan, confinement.ProcessLimit)}
 
 
