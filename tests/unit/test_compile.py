@@ -6,9 +6,10 @@ import os
 
 import pytest
 
+from osmoda.host import paths
 from osmoda.sandbox import compile as compiler
 from osmoda.sandbox import mount_points, system_view
-from osmoda.sandbox.errors import CompileError
+from osmoda.sandbox.errors import CompileError, ProfileError
 from osmoda.sandbox.operations import confinement, isolation, mounting
 from tests.compiled import compiled
 
@@ -57,6 +58,47 @@ def test_a_denied_name_in_a_read_tree_is_hidden_from_it(tree):
     assert sorted(names(read.hidden)) == ["b/secret", "not-there", "secret"]
     assert of(plan, mounting.Seal)[0].staged
     assert of(plan, mounting.Mask) == []
+
+
+@pytest.fixture
+def secrets(tree, monkeypatch):
+    """The folder of secrets' values, in a tree that is granted."""
+    monkeypatch.setattr(paths, "directory", lambda kind: f"{tree}/b/{kind}")
+    return tree / "b" / "config" / "secrets"
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_no_tree_shows_the_values_of_secrets(tree, secrets, there):
+    if there:
+        secrets.mkdir(parents=True)
+    plan = files(f'read = ["{tree}"]\ndeny = ["{tree}/secret"]')
+    assert sorted(names(of(plan, mounting.ReadTree)[0].hidden)) == ["b/config/secrets", "secret"]
+    plan = files(f'read = ["{tree}"]\ndeny = ["{tree}/b"]')
+    assert names(of(plan, mounting.ReadTree)[0].hidden) == ["b"]
+    assert names(of(files(f'read = ["{tree}/a"]'), mounting.ReadTree)[0].hidden) == []
+
+
+def test_nor_what_a_link_in_their_place_leads_to(tree, secrets):
+    secrets.parent.mkdir()
+    secrets.symlink_to(tree / "a")
+    plan = files(f'read = ["{tree}"]')
+    assert sorted(names(of(plan, mounting.ReadTree)[0].hidden)) == ["a", "b/config/secrets"]
+
+
+def test_nor_a_tree_of_several_file_systems(tree, secrets, monkeypatch):
+    monkeypatch.setattr(mount_points, "mount_points", lambda: (f"{tree}/a",))
+    assert of(files(f'read = ["{tree}"]'), mounting.Mask) == []  # there are none; a plan that was kept ends with that
+    secrets.mkdir(parents=True)
+    (mask,) = of(files(f'read = ["{tree}"]'), mounting.Mask)
+    assert (mask.path, mask.always) == (os.fsencode(secrets), True)
+
+
+@pytest.mark.parametrize("name", ["", "EXAMPLE_KEY"])
+def test_they_cannot_be_granted(secrets, name):
+    secrets.mkdir(parents=True)
+    (secrets / "EXAMPLE_KEY").write_text("value")
+    with pytest.raises(ProfileError, match=f"{FILE}:4:9: .* where the values of secrets are kept"):
+        files(f'read = ["{secrets / name}"]')
 
 
 def test_what_lies_in_a_denied_folder_needs_no_hiding_of_its_own(tree):
