@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from osmoda.host import features
 from tests.attacks.conftest import Attacker, as_root
 
 MEGABYTE = 1 << 20
@@ -39,6 +40,23 @@ def test_a_bomb_of_processes_under_a_control_group(attacker: Attacker) -> None:
     profile = attacker.profile('[process]\npids = 100\nmemory = "256M"\n')
     ended = attacker.inside("forks", "300", options=["--profile", profile])
     error, count = stopped(ended.line)
+    assert error == "EAGAIN"
+    assert 90 <= count < 100
+
+
+@as_root
+@pytest.mark.skipif("pids" not in features.probe().controllers, reason="no cgroup with the pids controller here")
+@pytest.mark.parametrize("world", ["root"], indirect=True)
+def test_a_bomb_of_processes_of_a_root_that_has_no_uids_to_give(attacker: Attacker) -> None:
+    """As in a container: the sandbox runs as the host's root, whom RLIMIT_NPROC does not hold."""
+    bomb = [attacker.program, "forks", "300"]
+    limited = ["prlimit", "--nproc=100", "setpriv", "--bounding-set=-sys_admin"]
+    outside = subprocess.run([*limited, *bomb], capture_output=True, text=True, check=True)
+    assert outside.stdout == "OK all\n"
+    profile = attacker.profile("[process]\npids = 100\n")
+    command = attacker.world.osmoda_argv(*attacker.argv(*bomb, options=["--profile", profile]))
+    with attacker.world.popen([*limited, *command], stdout=subprocess.PIPE, text=True) as running:
+        error, count = stopped(running.stdout.read())
     assert error == "EAGAIN"
     assert 90 <= count < 100
 

@@ -425,6 +425,18 @@ def test_a_group_that_is_made_counts_processes_too():
     assert compiled("[process]\npids = 9\n")[1].pids == 0  # the rlimit holds
 
 
+@pytest.mark.parametrize("tier", [1, 2])
+def test_processes_that_the_kernel_does_not_count_are_counted_by_a_group(tier):
+    text = f"tier = {tier}\n[process]\npids = 9\n"
+    for version in (1, 2):
+        _, plan = compiled(text, privileged=False, uncounted=True, cgroup_version=version)
+        assert plan.pids == 10
+        assert "processes" not in {op.name for op in of(plan, confinement.ProcessLimit)}
+    with pytest.raises(CompileError, match="the kernel does not count processes of root") as caught:
+        compiled(text, privileged=False, uncounted=True, controllers=("memory", "cpu"))
+    assert caught.value.origin == f"{FILE}:4"
+
+
 # Tier 0
 
 
