@@ -16,7 +16,7 @@ from osmoda.host.frozen import frozen
 
 _ROOT = "/sys/fs/cgroup"
 _CONTROLLERS = ("memory", "cpu", "pids")
-_ENOENT, _EBUSY = 2, 16
+_ENOENT, _EBUSY, _EINVAL = 2, 16, 22
 
 
 @frozen
@@ -237,11 +237,10 @@ class Group:
                 made.append(path)
                 if memory:
                     _write(path + "/memory.max", str(memory))
-                    if posix.access(path + "/memory.swap.max", posix.W_OK):
-                        _write(path + "/memory.swap.max", "0")
+                    _bound_swap(path, "memory.swap.max", 0)
                     _write(path + "/memory.oom.group", "1")
                 if cpu:
-                    _write(path + "/cpu.max", f"{max(int(cpu * 100_000), 1000)} 100000")
+                    _write(path + "/cpu.max", " ".join(map(str, _quota(cpu))))
                 if pids:
                     _write(path + "/pids.max", str(pids))
             else:
@@ -254,10 +253,11 @@ class Group:
                     made.append(path)
                     if controller == "memory":
                         _write(path + "/memory.limit_in_bytes", str(memory))
-                        if posix.access(path + "/memory.memsw.limit_in_bytes", posix.W_OK):
-                            _write(path + "/memory.memsw.limit_in_bytes", str(memory))
+                        _bound_swap(path, "memory.memsw.limit_in_bytes", memory)
                     elif controller == "cpu":
-                        _write(path + "/cpu.cfs_quota_us", str(max(int(cpu * 100_000), 1000)))
+                        quota, period = _quota(cpu)
+                        _write(path + "/cpu.cfs_period_us", str(period))
+                        _write(path + "/cpu.cfs_quota_us", str(quota))
                     else:
                         _write(path + "/pids.max", str(pids))
         except OSError:
@@ -333,6 +333,31 @@ class Group:
                     return False
                 raise
         return True
+
+
+def _quota(cpu: float) -> tuple[int, int]:
+    """Microseconds of CPU in each period of so many, for `cpu` cores. Raises OSError for what the kernel cannot bound.
+
+    It takes no quota below a millisecond and no period above a second (Documentation/scheduler/sched-bwc.rst).
+    """
+    period = 100_000 if cpu >= 0.01 else 1_000_000
+    # Of a number such as 0.29, which is a little less in binary.
+    quota = int(cpu * period + 1e-6)
+    if quota < 1000:
+        raise OSError(_EINVAL, f"{cpu:g} processor cores: the kernel bounds no fewer than 0.001")
+    return quota, period
+
+
+def _bound_swap(path: str, name: str, value: int) -> None:
+    """Let memory beyond the limit not go to swap. Raises OSError where the kernel has some and does not count it."""
+    if posix.access(f"{path}/{name}", posix.W_OK):
+        _write(f"{path}/{name}", str(value))
+    elif len(_read("/proc/swaps").splitlines()) > 1:
+        raise OSError(
+            _ENOENT,
+            f"there is no {name}: this kernel does not count swap, where what is beyond the limit would go "
+            "(swapoff, or swapaccount=1 on its command line)",
+        )
 
 
 def of_process(pid: int, name: str) -> Group:

@@ -29,7 +29,8 @@ class Features:
     `cgroup_version` (0: none) in which this process may set limits. `user_namespaces` is the limit in force, 0 when
     they are switched off; `apparmor_restricted` tells that AppArmor takes capabilities away in them (Ubuntu 24.04).
     `scope`: the controllers are those of a scope that systemd is asked for at the launch; `refusal` says why it gave
-    none to this process, empty when it was not asked or did. `ipv6`: this kernel has it.
+    none to this process, empty when it was not asked or did. `ipv6`: this kernel has it. `uncounted`: the kernel does
+    not hold processes of this user to their number (RLIMIT_NPROC).
     """
 
     kernel: tuple[int, int]
@@ -47,18 +48,20 @@ class Features:
     ipv6: bool = True
     scope: bool = False
     refusal: str = ""
+    uncounted: bool = False
 
 
 def probe() -> Features:
     """Look; nothing is changed and nothing is left behind."""
     name = posix.uname()
     hierarchy = cgroup.find()
+    own_uids = privileged()
     return Features(
         kernel=_version(name.release),
         release=name.release,
         machine=name.machine,
         uid=posix.geteuid(),
-        privileged=privileged(),
+        privileged=own_uids,
         user_namespaces=_number("/proc/sys/user/max_user_namespaces", 0),
         apparmor_restricted=_number(_APPARMOR_SWITCH, 0) == 1 and posix.geteuid() != 0,
         landlock=syscalls.landlock_abi(),
@@ -69,6 +72,7 @@ def probe() -> Features:
         ipv6=_ipv6(),
         scope=hierarchy.scope,
         refusal=cgroup.refusal(),
+        uncounted=_uncounted(own_uids),
     )
 
 
@@ -87,20 +91,34 @@ def privileged() -> bool:
     return False
 
 
+def _uncounted(own_uids: bool) -> bool:
+    """Whether sandboxes run as the host's root, whom no limit of processes holds (copy_process in kernel/fork.c).
+
+    That is so where root is not privileged enough to give them a uid of their own, in a container for instance; unless
+    its root is another user outside.
+    """
+    if own_uids or posix.geteuid() != 0:
+        return False
+    maps = [line.split() for line in _read("/proc/self/uid_map").splitlines()]
+    return any(first == outside == "0" for first, outside, _ in maps)
+
+
 def fingerprint() -> tuple[Any, ...]:
     """What a compiled plan depends on and can be read in microseconds: another value, another plan."""
     name = posix.uname()
     hierarchy = cgroup.find()
+    own_uids = privileged()
     return (
         name.release,
         name.version,
         name.machine,
         posix.geteuid(),
-        privileged(),
+        own_uids,
         syscalls.landlock_abi(),
         _ipv6(),
         hierarchy.version,
         tuple([controller for controller, _ in hierarchy.places]),
+        _uncounted(own_uids),
     )
 
 

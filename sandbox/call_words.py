@@ -5,6 +5,8 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from osmoda.sandbox.seccomp_arguments import SNAPSHOTS
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -52,6 +54,8 @@ _CLONE_FLAGS = {
 _NEWTIME = 0x80
 # asm-generic/ioctls.h
 _REQUESTS = {0x5412: "TIOCSTI", 0x541C: "TIOCLINUX", 0x541D: "TIOCCONS", 0x5423: "TIOCSETD"}
+_SNAPSHOT_NAMES = ("BTRFS_IOC_SNAP_CREATE", "BTRFS_IOC_SNAP_CREATE_V2", "BCH_IOCTL_SUBVOLUME_CREATE")
+_REQUESTS |= dict(zip(SNAPSHOTS, _SNAPSHOT_NAMES, strict=True))
 # linux/ptrace.h
 _PTRACE = {0: "PTRACE_TRACEME", 16: "PTRACE_ATTACH", 0x4206: "PTRACE_SEIZE"}
 # linux/bpf.h, linux/keyctl.h

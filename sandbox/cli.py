@@ -280,15 +280,12 @@ def _kill(options: argparse.Namespace) -> int:
     if bool(options.ids) == options.all:
         raise UsageError("name the sandboxes to end, or --all; osmoda-sandbox ps lists them")
     number = None if options.signal is None else processes.signal_number(options.signal)
-    found = {one.identity: one for one in processes.running()}
-    wanted = list(found) if options.all else options.ids
-    missing = [identity for identity in wanted if identity not in found]
-    if missing:
-        raise SandboxError(f"no sandbox {missing[0]} is running; osmoda-sandbox ps lists them")
-    for identity in wanted:
-        processes.end(found[identity], number)
+    found = processes.running()
+    wanted = found if options.all else [processes.find(identity, found) for identity in options.ids]
+    for one in wanted:
+        processes.end(one, number)
     if options.json:
-        report.print_json(wanted)
+        report.print_json([one.identity for one in wanted])
     return 0
 
 

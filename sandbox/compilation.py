@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import tomlkit
 
 from osmoda.host import features
-from osmoda.sandbox import answering, cache, profile_file, system_view
+from osmoda.sandbox import answering, cache, granted_paths, profile_file, system_view
 from osmoda.sandbox.compile import compile_profile
 from osmoda.sandbox.errors import CompileError
 from osmoda.sandbox.profile import Profile
@@ -50,8 +50,9 @@ def of_request(request: Request, directory: str) -> tuple[Plan, Witnesses]:
     try:
         # Before the compilation: what changes while it goes on must show as a change.
         same = tuple((path, _real(path)) for path in declared if os.path.lexists(path))
-        # What is denied and not there may come as a link to something that is.
-        absent = tuple(path for path in declared if not os.path.lexists(path))
+        # What is denied or hidden and not there may come later, as a link to something that is there for instance.
+        hidden = granted_paths.secret_folders() if files.read else ()
+        absent = tuple(path for path in (*declared, *hidden) if not os.path.lexists(path))
         plan = compile_profile(profile, features.probe())
     except OSError as error:
         # A name that was a link when it was asked about and none when it was read, for instance.

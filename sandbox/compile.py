@@ -28,6 +28,8 @@ from osmoda.sandbox.operations import confinement, isolation, mounting, networki
 from osmoda.sandbox.plan import Degradation, Plan
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from osmoda.host.features import Features
     from osmoda.sandbox.operations import Operation
     from osmoda.sandbox.profile import Profile
@@ -54,7 +56,7 @@ def compile_profile(profile: Profile, features: Features) -> Plan:
         operations = tuple(_operations(profile, features, degraded, way_out=bool(egress), inspects=inspects))
         environment = system_view.environment() | certificates.variables(operations) | environment
     else:
-        operations = tuple(_process_limits(profile))
+        operations = tuple(_process_limits(profile, features))
     return Plan(
         tier=profile.tier,
         name=os.path.basename(profile.file) or f"tier{profile.tier}",
@@ -104,12 +106,20 @@ def _limits(profile: Profile, features: Features, degraded: _Degraded) -> tuple[
             )
     memory = memory if "memory" in features.controllers else 0
     cpu = cpu if "cpu" in features.controllers else 0.0
-    # In tiers 1 and 2 the rlimit holds in any case. A v2 group, where there is one, counts the refusals too; a v1 group
-    # would be one more hierarchy to join, a tenth of a launch. In tier 0 there is only the group.
+    # In tiers 1 and 2 the rlimit holds, but for a root without uids for sandboxes. A v2 group, where there is one,
+    # counts the refusals too; a v1 group would be one more hierarchy to join, a tenth of a launch. In tier 0 there is
+    # only the group.
     origin = profile.origin("process", "pids")
     declared = not origin.startswith("tier")
     wanted = declared if profile.tier == 0 else features.cgroup_version == 2 and bool(memory or cpu)
+    wanted = wanted or (features.uncounted and profile.tier > 0)
     counted = wanted and "pids" in features.controllers
+    if features.uncounted and profile.tier > 0 and not counted:
+        raise CompileError(
+            "process.pids cannot be enforced: the kernel does not count processes of root, which has no uid for a "
+            f"sandbox here, and {_no_controller('pids', features)}; an ordinary user can run it",
+            origin,
+        )
     if profile.tier == 0 and declared and not counted:
         degraded.allow("pids", f"process.pids cannot be enforced: {_no_controller('pids', features)}", origin)
     return memory, cpu, profile.process.pids + 1 if counted else 0
@@ -176,7 +186,8 @@ def _isolated(
         confinement.NoNestedNamespaces(tier),
         mounting.Seal(tier, view.staged),
         confinement.Terminal(tier),
-        *_process_limits(profile),
+        *_process_limits(profile, features),
+        confinement.Scheduling(tier),
         confinement.Capabilities(tier, features.last_capability),
     ]
     landlock = landlock_rules.compile_rules(
@@ -184,8 +195,8 @@ def _isolated(
     )
     if landlock is not None:
         operations.append(landlock)
-    operations.append(_filter(profile, features, degraded))
-    return operations
+    calls = _filter(profile, features, degraded)
+    return [*operations, *_no_core_dumps(profile, features), calls]
 
 
 class _View:
@@ -210,6 +221,16 @@ class _View:
                 del self.read[path]
         self.mounts = mount_points.mount_points()
         self.staged = False
+        self._hide_secrets()
+
+    def _hide_secrets(self) -> None:
+        """No tree that a profile grants reading, a whole home, say, shows values of secrets (the gateway has them)."""
+        for folder in granted_paths.secret_folders():
+            shown = self._shown_by(folder)
+            if shown is None or any(granted_paths.within(folder, denied) for denied in self.denied):
+                continue
+            if os.path.lexists(folder) or not self._holds_mounts(shown):
+                self.denied[folder] = f"tier {self.profile.tier}"
 
     def _allowed(self, paths: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(path for path in paths if granted_paths.denied_by(path, self.denied) is None)
@@ -364,19 +385,29 @@ def _denied(profile: Profile) -> dict[str, str]:
     }
 
 
-def _process_limits(profile: Profile) -> list[Operation]:
+def _process_limits(profile: Profile, features: Features) -> list[Operation]:
     limits = profile.process.limits
     operations: list[Operation] = []
     for name in ("open_files", "file_size", "address_space", "stack", "core"):
         value = getattr(limits, name)
-        if value is not None:
+        if value is not None and not (name == "core" and _without_cores(profile)):
             operations.append(confinement.ProcessLimit(profile.origin("process", "limits", name), name, value))
-    if profile.tier > 0:
+    if profile.tier > 0 and not features.uncounted:
         # pid 1 counts too. The kernel counts per user namespace and uid since 5.14, so these are this sandbox's own; in
         # tier 0 they would be the caller's.
         pids = profile.process.pids + 1
         operations.append(confinement.ProcessLimit(profile.origin("process", "pids"), "processes", pids))
     return operations
+
+
+def _without_cores(profile: Profile) -> bool:
+    return profile.tier > 0 and profile.process.limits.core == 0
+
+
+def _no_core_dumps(profile: Profile, features: Features) -> Iterator[Operation]:
+    if _without_cores(profile):
+        origin = profile.origin("process", "limits", "core")
+        yield confinement.NoCoreDumps(origin, seccomp.keep_core_limit(features.machine))
 
 
 @functools.lru_cache(maxsize=64)

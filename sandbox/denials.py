@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from osmoda.sandbox import advice, bpf, call_words, seccomp, syscall_numbers, tiers
 from osmoda.sandbox.operations import confinement
+from osmoda.sandbox.seccomp_arguments import SNAPSHOTS
 from osmoda.sandbox.terminal_text import clean
 
 if TYPE_CHECKING:
@@ -139,6 +140,8 @@ class Filter:
         """What would let a refused call through."""
         if not self.allowed_at_all(name, machine) and name != "socket":
             return advice.for_call(name, self._tier, self._origin, self._profile)
+        if name == "ioctl" and len(arguments) > 1 and arguments[1] & 0xFFFFFFFF in SNAPSHOTS:
+            return advice.above(self._tier, "a snapshot holds what is denied in its tree, under another name")
         if name != "socket":
             return advice.above(self._tier, _ARGUMENT_REASONS.get(name, _SET_ID_REASON))
         return self._advise_socket(machine, arguments)

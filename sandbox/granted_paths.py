@@ -61,6 +61,13 @@ def own_directories() -> tuple[str, ...]:
     return tuple(dict.fromkeys((*system, *own, *map(os.path.realpath, own))))
 
 
+def secret_folders() -> tuple[str, ...]:
+    """Where values of secrets are kept (egress/secrets.py): the folder's name, and what that leads to."""
+    folder = os.path.join(os.path.normpath(paths.directory("config")), "secrets")
+    named = os.path.join(os.path.realpath(os.path.dirname(folder)), "secrets")
+    return tuple(dict.fromkeys((folder, named, os.path.realpath(folder))))
+
+
 def refusal(path: str, *, write: bool, never: tuple[str, ...]) -> str | None:
     """Why `path` may not be granted, or None.
 
@@ -72,6 +79,9 @@ def refusal(path: str, *, write: bool, never: tuple[str, ...]) -> str | None:
             return f"{path} lies in {tree}, which no profile of this tier may grant"
         if within(tree, path):
             return f"{path} holds {tree}, which no profile of this tier may grant; name the folders that are needed"
+    for folder in secret_folders():
+        if within(path, folder):
+            return f"{path} lies in {folder}, where the values of secrets are kept, which no sandbox sees"
     if write:
         for tree in own_directories():
             if within(path, tree) or within(tree, path):

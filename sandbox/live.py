@@ -83,7 +83,7 @@ class Sampler:
             earlier = before.get((one.identity, one.pid))
             spent = one.cpu_time if earlier is None else one.cpu_time - earlier
             seconds = one.age if earlier is None else now - self._looked
-            session = served.get(one.identity)
+            session = served.get(one.identity) if processes.is_genuine(one) else None
             shown.append(
                 Shown(
                     one,

@@ -2,7 +2,8 @@
 
 A sandbox is a process `osmoda-init` that is pid 1 of a pid namespace below this one, with the command line that the
 launch gives it. A payload can name itself so, but it is not pid 1: that place is taken, and it cannot make a namespace
-of its own. A user of the host could imitate one from outside; the entry is then shown under that user's uid.
+of its own. A user of the host could imitate one from outside; the entry is then shown under that user's uid, and never
+taken for the sandbox whose name it has: that is a child, or a child's child, of the process in its name.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from osmoda.sandbox.errors import SandboxError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 COMM = "osmoda-init"
 _TITLE = re.compile(r"osmoda-init ([0-9a-f]+-[0-9a-f]+) tier-([012]) (.*)\Z", re.DOTALL)
@@ -63,6 +64,35 @@ def running() -> tuple[Running, ...]:
     inits = [pid for pid in _pids() if is_init(pid)]
     found = [_describe(pid, sorted(children.get(pid, ())), _descendants(pid, children)) for pid in inits]
     return tuple(sorted((one for one in found if one is not None), key=lambda one: one.started))
+
+
+def find(identity: str, found: Iterable[Running]) -> Running:
+    """The sandbox of that name. Raises SandboxError where none runs, or several that are as good (of containers)."""
+    named = [one for one in found if one.identity == identity]
+    if len(named) > 1:
+        named = [one for one in named if is_genuine(one)] or named
+    if len(named) > 1:
+        numbers = " and ".join(str(one.pid) for one in named)
+        raise SandboxError(f"processes {numbers} both say that they are sandbox {identity}; nothing was done")
+    if not named:
+        raise SandboxError(f"no sandbox {identity} is running; osmoda-sandbox ps lists them")
+    return named[0]
+
+
+def by_identity() -> dict[str, Running]:
+    """Every sandbox that the caller can see, by its name; of several of one name the one that is not imitated."""
+    found = running()
+    return {one.identity: one for one in (*found, *filter(is_genuine, found))}
+
+
+def is_genuine(one: Running) -> bool:
+    """Whether the process that the name says has made it: nobody can be the child of another user's process.
+
+    It need not be so: the names of sandboxes in a container have that one's numbers.
+    """
+    maker = str(int(one.identity.partition("-")[0], 16))
+    parent = _field(one.pid, _PPID)
+    return parent == maker or (parent not in ("", "0") and _field(int(parent), _PPID) == maker)
 
 
 def _descendants(pid: int, children: dict[int, list[int]]) -> list[int]:

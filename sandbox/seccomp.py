@@ -26,7 +26,7 @@ from osmoda.sandbox.syscall_numbers import AUDIT_ARCH, HIGHEST, KNOWN, NAMES
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["CHECKED", "FAMILIES", "FLOOR", "FORBIDDEN", "allowed", "build", "ceiling"]
+__all__ = ["CHECKED", "FAMILIES", "FLOOR", "FORBIDDEN", "allowed", "build", "ceiling", "keep_core_limit"]
 
 
 def _names(text: str) -> frozenset[str]:
@@ -85,6 +85,8 @@ _ENOSYS = bpf.ERRNO | errno.ENOSYS
 # Calls that are answered as a kernel without them would: programs then use the older call, which can be checked. The
 # flags of clone3 and the mode of openat2 lie in memory, which a filter cannot read.
 _FALLING_BACK = ("clone3", "openat2", "statmount", "listmount")
+
+_RLIMIT_CORE = 4
 
 _SECCOMP_NOTIFY_API = 5  # seccomp_api_get(3): the level with user notification
 
@@ -152,6 +154,35 @@ def build(
     program = bpf.encode((*prelude, *bpf.decode(tree)))
     _verify(program, arch, constant, denied)
     return program
+
+
+def keep_core_limit(arch: str) -> bytes:
+    """A filter beside the one of `build`: RLIMIT_CORE stays what it is, and whoever sets it is told that it is set.
+
+    What programs set it to is 0, so that no core is written, and some do not go on where that fails.
+    """
+    lines: list[bpf.Line] = [
+        Instruction(LD_ABS, 0, 0, bpf.ARCH),
+        (JEQ, AUDIT_ARCH[arch], "", "allow"),  # of others the plan's own filter allows nothing
+        Instruction(LD_ABS, 0, 0, bpf.NR),
+        (JEQ, KNOWN[arch]["setrlimit"], "setrlimit", ""),
+        (JEQ, KNOWN[arch]["prlimit64"], "", "allow"),
+        Instruction(LD_ABS, 0, 0, bpf.ARGUMENTS + 8),
+        (JEQ, _RLIMIT_CORE, "", "allow"),
+        # A new limit is behind a pointer; without one the limit is only asked for.
+        Instruction(LD_ABS, 0, 0, bpf.ARGUMENTS + 16),
+        (JEQ, 0, "", "set"),
+        Instruction(LD_ABS, 0, 0, bpf.ARGUMENTS + 20),
+        (JEQ, 0, "allow", "set"),
+        "setrlimit:",
+        Instruction(LD_ABS, 0, 0, bpf.ARGUMENTS),
+        (JEQ, _RLIMIT_CORE, "set", "allow"),
+        "set:",
+        Instruction(RET, 0, 0, bpf.ERRNO),
+        "allow:",
+        Instruction(RET, 0, 0, bpf.ALLOW),
+    ]
+    return bpf.encode(bpf.assemble(lines))
 
 
 def _forbidden(tier: int) -> Mapping[str, str]:

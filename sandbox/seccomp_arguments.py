@@ -24,6 +24,9 @@ type Lines = list[Line]
 
 # asm-generic/ioctls.h: push input into a terminal, console functions, console output, line discipline.
 _TIOCSTI, _TIOCLINUX, _TIOCCONS, _TIOCSETD = 0x5412, 0x541C, 0x541D, 0x5423
+SNAPSHOTS = (0x50009401, 0x50009417, 0x4020BC10)
+"""Requests of ioctl(2) that make another name for all that lies in a subvolume, also for what is denied there or beside
+the granted tree; they need no privilege: BTRFS_IOC_SNAP_CREATE, its _V2 (linux/btrfs.h), BCH_IOCTL_SUBVOLUME_CREATE."""
 # linux/sched.h: NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET. NEWTIME (0x80) lies in the bits that
 # clone(2) takes for the exit signal; only clone3 and unshare know it.
 _CLONE_NAMESPACES = 0x00020000 | 0x02000000 | 0x04000000 | 0x08000000 | 0x10000000 | 0x20000000 | 0x40000000
@@ -74,7 +77,7 @@ def _mknod(index: int) -> Lines:
 
 
 def _ioctl() -> Lines:
-    refused = (_TIOCSTI, _TIOCLINUX, _TIOCCONS)
+    refused = (_TIOCSTI, _TIOCLINUX, _TIOCCONS, *SNAPSHOTS)
     return [_argument(1), *(_equal(request, "deny") for request in refused), _equal(_TIOCSETD, "deny", "allow")]
 
 

@@ -22,6 +22,7 @@ ORIGIN = "the supervisor"
 _DGRAM = 2
 _CONNECT_TCP = 2  # LANDLOCK_ACCESS_NET_CONNECT_TCP
 _MSG_FASTOPEN = 0x20000000
+_SOL_TCP, _TCP_ULP = 6, 31
 _FLAGS_AT = {"sendto": 3, "sendmsg": 2, "sendmmsg": 3}  # the argument that holds MSG_*
 
 
@@ -62,7 +63,7 @@ def with_tcp_listeners(plan: Plan) -> Plan:
     operations = list(plan.operations)
     position = [type(operation) for operation in operations].index(confinement.Seccomp)
     machine = Filter(_filter(plan), plan.tier).machine
-    operations.insert(position, supervision.HostListeners(ORIGIN, _no_fast_open(machine)))
+    operations.insert(position, supervision.HostListeners(ORIGIN, _no_way_round(machine)))
     return _changed(plan, operations=tuple(operations))
 
 
@@ -70,14 +71,19 @@ def _filter(plan: Plan) -> confinement.Seccomp:
     return next(op for op in plan.operations if isinstance(op, confinement.Seccomp))
 
 
-def _no_fast_open(machine: str) -> bytes:
-    """A filter that refuses MSG_FASTOPEN; other architectures are refused by the plan's own filter."""
+def _no_way_round(machine: str) -> bytes:
+    """A filter that refuses MSG_FASTOPEN and TCP_ULP; other architectures are refused by the plan's own filter."""
     lines: list[bpf.Line] = [
         Instruction(LD_ABS, 0, 0, bpf.ARCH),
         (JEQ, AUDIT_ARCH[machine], "", "allow"),
         Instruction(LD_ABS, 0, 0, bpf.NR),
-        *[(JEQ, KNOWN[machine][name], name, "") for name in _FLAGS_AT],
+        *[(JEQ, KNOWN[machine][name], name, "") for name in (*_FLAGS_AT, "setsockopt")],
         (bpf.JA, 0, "allow", ""),
+        "setsockopt:",
+        Instruction(LD_ABS, 0, 0, bpf.ARGUMENTS + 8),
+        (JEQ, _SOL_TCP, "", "allow"),
+        Instruction(LD_ABS, 0, 0, bpf.ARGUMENTS + 16),
+        (JEQ, _TCP_ULP, "deny", "allow"),
     ]
     for name, argument in _FLAGS_AT.items():
         lines += [

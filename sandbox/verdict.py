@@ -166,6 +166,12 @@ class _Question:
         target = self._mount.target
         if isinstance(self._operation, mounting.Mask):
             return self._refuse("mounts", f"{target} is covered by something empty")
+        if (
+            isinstance(self._operation, mounting.Proc)
+            and self._path[6:].encode("utf-8", "surrogateescape") in mounting.COVERED_IN_PROC
+        ):
+            advice = "no profile shows the keys of the host's users"
+            return self._refuse("mounts", f"{self._path} is covered by something empty", advice=advice)
         if self._mode == "write" and self._mount.read_only:
             advice = ""
             if isinstance(self._operation, mounting.Proc):

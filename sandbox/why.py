@@ -192,7 +192,11 @@ def ask_call(plan: Plan, profile: Profile, name: str) -> CallVerdict:
     if name not in syscall_numbers.KNOWN[asked.machine]:
         raise SandboxError(f"{asked.machine} has no system call {name}")
     if asked.allowed_at_all(name, asked.machine):
-        return CallVerdict(name, True, name in denials.CHECKED, "allow", operation.origin, "", "")
+        depends = name in denials.CHECKED
+        if name in ("setrlimit", "prlimit64"):
+            # The limit of core files stays what it is.
+            depends = any(isinstance(op, confinement.NoCoreDumps) for op in plan.operations)
+        return CallVerdict(name, True, depends, "allow", operation.origin, "", "")
     answer = bpf.describe(asked.answer(name, asked.machine))
     if answer == "errno 38":
         text = "programs take it for a call that this kernel does not have, and do without"

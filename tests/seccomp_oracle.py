@@ -161,7 +161,8 @@ def _makes_namespace(flags: int) -> bool:
 
 REFUSES: dict[str, Callable[[Sequence[int]], bool]] = {
     "clone": lambda args: _makes_namespace(args[0]),
-    "ioctl": lambda args: args[1] & 0xFFFFFFFF in (0x5412, 0x541C, 0x541D, 0x5423),  # TIOCSTI LINUX CONS SETD
+    # TIOCSTI, TIOCLINUX, TIOCCONS, TIOCSETD; snapshots of btrfs, with two structures, and of bcachefs
+    "ioctl": lambda args: args[1] & 0xFFFFFFFF in (0x5412, 0x541C, 0x541D, 0x5423, 0x50009401, 0x50009417, 0x4020BC10),
     "open": lambda args: _creates(args[1], args[2]),
     "openat": lambda args: _creates(args[2], args[3]),
     "creat": lambda args: _set_id(args[1]),

@@ -26,6 +26,7 @@ HIGH_HALVES = (0, 1 << 32, 0xFFFFFFFF << 32)
 # Of arguments, what the kernel's headers make special, whether or not a filter knows it.
 SPECIAL = (
     *(1 << bit for bit in range(32)),
+    *(0x50009400, 0x50009401, 0x50009402, 0x50009417, 0x5000940E, 0x4020BC10, 0x4020BC11),
     *(0x5411, 0x5412, 0x5413, 0x541B, 0x541C, 0x541D, 0x541E, 0x5422, 0x5423, 0x5424),
     *(0o644, 0o755, 0o2755, 0o4755, 0o6755, 0o20600, 0o60600, 0o10600, 0o140600, 0o100644, 0o120777),
     *(0o100, 0o101, 0o102, 0o20000000, 0o20200002, 0o20000100),

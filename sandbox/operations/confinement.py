@@ -9,10 +9,14 @@ from osmoda.host import syscalls
 from osmoda.host.frozen import frozen
 from osmoda.sandbox.operations import Operation, Setup
 
+_REAL_TIME = (1, 2, 6)  # SCHED_FIFO, SCHED_RR, SCHED_DEADLINE (sched(7))
+_RLIMIT_RTPRIO = 14
 _TIOCSPTLCK = 0x40045431
 _TIOCGPTN = 0x80045430
 _CONNECT_TCP = 0x2  # LANDLOCK_ACCESS_NET_CONNECT_TCP
 _WRITE_FILE = 0x2  # LANDLOCK_ACCESS_FS_WRITE_FILE
+# LANDLOCK_ACCESS_FS_TRUNCATE, _IOCTL_DEV, of ABI 3 and 5 (landlock(7)).
+_LATER = {1 << 14: "truncating (truncate(2))", 1 << 15: "ioctl(2) on devices"}
 
 
 @frozen
@@ -97,6 +101,9 @@ class ProcessLimit(Operation):
             return f"at most {self.value - 1} processes and threads, counted in this sandbox's own user namespace"
         if self.name == "open_files":
             return f"at most {self.value} open files in each process"
+        if self.name == "core" and self.value:
+            whole = "all of the memory to a program or socket of the host's that core_pattern names"
+            return f"core file of each process at most {_size(self.value)}; {whole}"
         return f"{self.name.replace('_', ' ')} of each process at most {_size(self.value)}"
 
     def apply(self, setup: Setup) -> None:
@@ -104,6 +111,51 @@ class ProcessLimit(Operation):
         hard = syscalls.prlimit_get(RLIMIT[self.name])[1]
         value = self.value if hard < 0 else min(self.value, hard)
         syscalls.prlimit_self(RLIMIT[self.name], value, value)
+
+
+@frozen
+class NoCoreDumps(Operation):
+    """No memory of a program that crashes gets out: to no file, and to no program of the host's (core(5)).
+
+    Where core_pattern begins with "|" the kernel starts a program on the host, as root, and gives it all that a crashed
+    process had in its memory, whatever RLIMIT_CORE is; but for a limit of 1, which its own handlers have, so that they
+    do not call each other (fs/coredump.c). No file is that small. `program` is a filter that leaves the limit so.
+    """
+
+    program: bytes
+
+    layer = "limits"
+
+    def describe(self) -> str:
+        return (
+            "no core dumps: to no file, and to no program of the host's that core_pattern names, unless the caller's "
+            "own hard limit of core files is 0"
+        )
+
+    def apply(self, setup: Setup) -> None:
+        # A hard limit of 0 stays: raising it would need a capability on the host.
+        least = 0 if syscalls.prlimit_get(RLIMIT["core"])[1] == 0 else 1
+        syscalls.prlimit_self(RLIMIT["core"], least, least)
+        syscalls.seccomp_set_filter(self.program, 0)
+
+
+@frozen
+class Scheduling(Operation):
+    """No real-time scheduling, which goes before all else on the host and which cpu.max does not bound (sched(7)).
+
+    The caller's own policy and limit would be inherited.
+    """
+
+    layer = "limits"
+
+    def describe(self) -> str:
+        return "no real-time scheduling, whatever the caller has"
+
+    def apply(self, setup: Setup) -> None:
+        policy = posix.sched_getscheduler(0)
+        if policy & ~posix.SCHED_RESET_ON_FORK in _REAL_TIME:
+            posix.sched_setscheduler(0, posix.SCHED_OTHER, posix.sched_param(0))
+        syscalls.prlimit_self(_RLIMIT_RTPRIO, 0, 0)
 
 
 def _size(value: int) -> str:
@@ -141,6 +193,7 @@ class Landlock(Operation):
             parts.append(f"TCP bind {_ports(self.bind)}")
             if self.handled_net & _CONNECT_TCP:
                 parts.append(f"connect {_ports(self.connect)}")
+        parts += [f"{what} left to the mounts" for right, what in _LATER.items() if not self.handled_fs & right]
         if self.scoped:
             parts.append("no signals or abstract sockets to outside")
         return f"Landlock ABI {self.abi}: {'; '.join(parts)}"

@@ -18,6 +18,7 @@ WRITABLE = _NOSUID_NODEV = syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODE
 _RDONLY = syscalls.MOUNT_ATTR_RDONLY
 _CLONE_TREE = syscalls.AT_EMPTY_PATH | syscalls.OPEN_TREE_CLONE | syscalls.AT_RECURSIVE
 _IFMT, _IFDIR, _IFREG = 0o170000, 0o040000, 0o100000
+COVERED_IN_PROC = (b"keys", b"key-users")
 MASK = b".denied"  # the file that covers denied ones: nobody may read it
 
 
@@ -203,16 +204,29 @@ class Scratch(Operation):
 
 @frozen
 class Proc(Operation):
-    """A procfs that shows the sandbox's own processes only (proc(5)); made read-only by `Seal`."""
+    """A procfs that shows the sandbox's own processes only (proc(5)); made read-only by `Seal`.
+
+    The names of keys are covered: no namespace separates those of the caller's uid from the caller's own (keyrings(7)).
+    """
 
     layer = "mounts"
 
     def describe(self) -> str:
-        return "read /proc: only the processes of this sandbox"
+        return "read /proc: only the processes of this sandbox, and no keys"
 
     def apply(self, setup: Setup) -> None:
         setup.proc = syscalls.fsmount(b"proc", (), _NOSUID_NODEV | syscalls.MOUNT_ATTR_NOEXEC)
         syscalls.move_mount(setup.proc, setup.root, b"proc")
+        for name in COVERED_IN_PROC:
+            try:
+                place = syscalls.openat2(setup.proc, name, posix.O_PATH)
+            except FileNotFoundError:
+                continue  # a kernel without keyrings
+            cover = syscalls.open_tree(setup.root, MASK, syscalls.OPEN_TREE_CLONE)
+            syscalls.mount_setattr(cover, _NOSUID_NODEV | _RDONLY | syscalls.MOUNT_ATTR_NOEXEC)
+            syscalls.move_mount(cover, place, b"")
+            posix.close(cover)
+            posix.close(place)
 
 
 @frozen

@@ -44,7 +44,9 @@ class HostListeners(Operation):
 
     Such a socket, or a connection that it has accepted, becomes a plain one by connect(2) with AF_UNSPEC, and could be
     connected to whatever the host reaches. Landlock refuses that, except where the first data go out with the
-    connection: so `program`, a filter before the plan's own, refuses TCP fast open (tcp(7), MSG_FASTOPEN).
+    connection, and where it is no TCP socket any more: so `program`, a filter before the plan's own, refuses TCP fast
+    open (tcp(7), MSG_FASTOPEN) and other protocols over TCP (TCP_ULP: "smc" puts a socket of AF_SMC in its place, which
+    Landlock lets connect; smc_ulp_init in net/smc/af_smc.c).
     """
 
     program: bytes

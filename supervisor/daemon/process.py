@@ -229,8 +229,7 @@ class Daemon:
         held = await self.engine.look_up(self._full(request)) if request.units else [*self.engine.units.values()]
         running = {}
         if not request.options.get("brief") and held:
-            found = await asyncio.to_thread(processes.running)
-            running = {one.identity: one for one in found}
+            running = await asyncio.to_thread(processes.by_identity)
         units = [snapshots.of(one, running) for one in sorted(held, key=lambda one: one.name)]
         sockets = self.engine.sockets.names()
         return {"done": True, "units": units, "sockets": sockets, "search": self._search, "daemon": os.getpid()}

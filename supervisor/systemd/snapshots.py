@@ -8,6 +8,7 @@ import subprocess
 from typing import TYPE_CHECKING, Any
 
 from osmoda.host import features
+from osmoda.sandbox import processes
 from osmoda.sandbox.compile import compile_profile
 from osmoda.sandbox.errors import SandboxError
 from osmoda.supervisor.confining.confinement import confine
@@ -72,7 +73,8 @@ def of(name: str, shown: Mapping[str, Any], running: Sequence[Running], *, brief
     except (SupervisorError, SandboxError) as error:
         found["problem"] = found["problem"] or str(error)
     # The name of a sandbox begins with the pid of its monitor: that is the process that systemd has started.
-    one = next((one for one in running if one.identity.startswith(f"{pid:x}-")), None) if pid else None
+    named = [one for one in running if pid and one.identity.startswith(f"{pid:x}-")]
+    one = next(filter(processes.is_genuine, named), None)
     if one is not None:
         found |= {"sandbox": one.identity, "memory": one.memory, "tasks": one.processes, "cpu_time": one.cpu_time}
         found["pid"] = one.payload or pid

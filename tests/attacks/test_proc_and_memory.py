@@ -161,6 +161,14 @@ def test_the_kernels_switches(attacker: Attacker) -> None:
     assert "ro" in proc[0][5].split(",")
 
 
+@pytest.mark.skipif(not os.path.exists("/proc/keys"), reason="this kernel has no keyrings")
+def test_the_names_of_the_users_keys(attacker: Attacker) -> None:
+    """No namespace separates keys by their uid, which an ordinary user's sandboxes share with the user."""
+    reads = {path: ["read", path] for path in ("/proc/keys", "/proc/key-users")}
+    assert all(line.startswith("OK") for line in attacker.all_outside(reads).values())
+    assert attacker.all_inside(reads).each() == dict.fromkeys(reads, "EACCES")
+
+
 @pytest.mark.skipif(os.getuid() != 0, reason="needs to be root: the control writes to a switch of the kernel")
 def test_the_core_pattern(attacker: Attacker) -> None:
     """Root outside may write it (and writes what is there already)."""

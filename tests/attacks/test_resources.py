@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from osmoda.host import features
 from tests.attacks.conftest import Attacker, as_root
 
 MEGABYTE = 1 << 20
@@ -38,6 +40,23 @@ def test_a_bomb_of_processes_under_a_control_group(attacker: Attacker) -> None:
     profile = attacker.profile('[process]\npids = 100\nmemory = "256M"\n')
     ended = attacker.inside("forks", "300", options=["--profile", profile])
     error, count = stopped(ended.line)
+    assert error == "EAGAIN"
+    assert 90 <= count < 100
+
+
+@as_root
+@pytest.mark.skipif("pids" not in features.probe().controllers, reason="no cgroup with the pids controller here")
+@pytest.mark.parametrize("world", ["root"], indirect=True)
+def test_a_bomb_of_processes_of_a_root_that_has_no_uids_to_give(attacker: Attacker) -> None:
+    """As in a container: the sandbox runs as the host's root, whom RLIMIT_NPROC does not hold."""
+    bomb = [attacker.program, "forks", "300"]
+    limited = ["prlimit", "--nproc=100", "setpriv", "--bounding-set=-sys_admin"]
+    outside = subprocess.run([*limited, *bomb], capture_output=True, text=True, check=True)
+    assert outside.stdout == "OK all\n"
+    profile = attacker.profile("[process]\npids = 100\n")
+    command = attacker.world.osmoda_argv(*attacker.argv(*bomb, options=["--profile", profile]))
+    with attacker.world.popen([*limited, *command], stdout=subprocess.PIPE, text=True) as running:
+        error, count = stopped(running.stdout.read())
     assert error == "EAGAIN"
     assert 90 <= count < 100
 
@@ -122,6 +141,42 @@ def test_a_flood_of_refused_calls(attacker: Attacker) -> None:
     assert ended.refused() == {"unshare"}
     assert len(ended.report["denials"]) <= 512
     assert ended.report["duration_s"] >= 1.0, "a core of the host's is not theirs for this"
+
+
+CORES = "grep -o 'core file.*[0-9]' /proc/self/limits; ulimit -c 0; grep -o 'core file.*[0-9]' /proc/self/limits"
+
+
+@pytest.mark.skipif(resource.getrlimit(resource.RLIMIT_CORE)[1] == 0, reason="a hard limit of 0 cannot be raised to 1")
+def test_the_memory_of_a_crash_given_to_a_program_of_the_hosts(attacker: Attacker) -> None:
+    """The kernel asks core_pattern's program, whatever the limit is, but for a limit of 1: no program leaves it."""
+    outside = subprocess.run(["sh", "-c", CORES], capture_output=True, text=True, check=True)
+    assert outside.stdout.split()[-2:] == ["0", "0"]
+    inside = attacker.run("sh", "-c", CORES)
+    assert [line.split()[-2:] for line in inside.output.splitlines()] == [["1", "1"]] * 2, inside.errors
+    assert inside.status == 0, "programs that want no core go on"
+
+
+POLICY = ["awk", "{print $41}", "/proc/self/stat"]  # proc_pid_stat(5)
+REAL_TIME = ["chrt", "--fifo", "1"]
+
+
+@as_root
+@pytest.mark.parametrize("world", ["root"], indirect=True)
+@pytest.mark.skipif(
+    subprocess.run([*REAL_TIME, "true"], capture_output=True, check=False).returncode != 0,
+    reason="nobody here may ask for real-time scheduling",
+)
+def test_the_real_time_scheduling_of_whoever_starts_it(attacker: Attacker) -> None:
+    """Nothing goes before it, and cpu.max does not bound it."""
+    outside = subprocess.run([*REAL_TIME, *POLICY], capture_output=True, text=True, check=True)
+    assert outside.stdout == f"{os.SCHED_FIFO}\n"
+    command = attacker.world.osmoda_argv(*attacker.argv(*POLICY))
+    with attacker.world.popen([*REAL_TIME, *command], stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdout.read() == f"{os.SCHED_OTHER}\n"
+
+
+def test_a_limit_of_real_time_scheduling(attacker: Attacker) -> None:
+    assert attacker.run("grep", "-o", "realtime priority *0 *0", "/proc/self/limits").status == 0
 
 
 @pytest.mark.orphans

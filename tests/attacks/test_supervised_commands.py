@@ -21,7 +21,7 @@ PYTHON = "/usr/bin/python3"
 NO_TCP = "schema = 1\ntier = 1\n[network]\nloopback = false\n"
 
 # Descriptor 3 listens; words: a port of the host's. Turns it, and a connection that it has accepted, into plain sockets
-# (connect(2), AF_UNSPEC; tcp(7), MSG_FASTOPEN).
+# (connect(2), AF_UNSPEC; tcp(7), MSG_FASTOPEN). Asks for a protocol over TCP (TCP_ULP) that there is not.
 TURN_ROUND = """
 import ctypes, errno, socket, sys
 libc = ctypes.CDLL(None, use_errno=True)
@@ -37,6 +37,7 @@ def turned(channel):
 host = ("127.0.0.1", int(sys.argv[1]))
 listening = socket.socket(fileno=3)
 print("listening", flush=True)
+print("another protocol", attempt(listening.setsockopt, 6, 31, b"none"), flush=True)
 for how in ("connect", "sendto", "sendmsg"):
     client, _ = listening.accept()
     turned(client)
@@ -121,10 +122,12 @@ def test_a_listening_socket_of_the_host_turned_into_a_way_out(world: World) -> N
     """It belongs to the host's network for ever: nothing but Landlock keeps it from being connected somewhere."""
     outside = world.call(turned_round, False)
     assert outside[0] == "listening"
-    assert [line.split()[-1] for line in outside[1:]] == ["done"] * 5
+    assert outside[1] == "another protocol ENOENT", "the kernel has looked for it"
+    assert [line.split()[-1] for line in outside[2:]] == ["done"] * 5
     inside = world.call(turned_round, True)
     assert inside == [
         "listening",
+        "another protocol EPERM",  # TCP_ULP, "smc" for one, makes it a socket that Landlock lets connect
         "accepted connect EACCES",  # Landlock
         "accepted sendto EPERM",  # the filter that comes with such a socket: Landlock does not see fast open
         "accepted sendmsg EPERM",

@@ -168,7 +168,7 @@ def with_each(plan: Plan, kind: type[Operation], **values: Any) -> Plan:
 
 
 def no_filter(profile: Profile, plan: Plan) -> Plan:
-    return without(plan, confinement.Seccomp)
+    return without(plan, confinement.Seccomp, confinement.NoCoreDumps)
 
 
 def no_landlock(profile: Profile, plan: Plan) -> Plan:

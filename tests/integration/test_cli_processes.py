@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import subprocess
 from collections.abc import Iterator
 
@@ -101,6 +102,46 @@ def test_kill_ends_one_sandbox_and_no_other(world: World) -> None:
         assert kept.stdin is not None
         kept.stdin.close()
         assert kept.wait(SECONDS) == 7
+
+
+# The pid 1 of a namespace of its own, whose title is that of a sandbox.
+IMITATION = """
+import ctypes, os, sys
+assert ctypes.CDLL(None).unshare(0x10000000 | 0x20000000) == 0  # CLONE_NEWUSER, CLONE_NEWPID
+if os.fork() == 0:
+    os.execv("/usr/bin/python3", [f"osmoda-init {sys.argv[1]} tier-2 imitated", "-c", sys.argv[2]])
+os.wait()
+"""
+
+
+@contextlib.contextmanager
+def imitation(identity: str) -> Iterator[subprocess.Popen[str]]:
+    """Another user's imitation of a sandbox; where the tests run as an ordinary user, this one's."""
+    argv = ["/usr/bin/python3", "-c", IMITATION, identity, IMPOSTOR]
+    pipe = subprocess.PIPE
+    other = {"user": 65533, "group": 65533, "extra_groups": ()} if os.geteuid() == 0 else {}
+    with subprocess.Popen(argv, stdin=pipe, stdout=pipe, text=True, cwd="/", **other) as process:  # type: ignore[call-overload]
+        assert process.stdout is not None
+        try:
+            assert process.stdout.readline() == "ready\n"
+            yield process
+        finally:
+            assert process.stdin is not None
+            process.stdin.close()
+            process.wait(SECONDS)
+
+
+def test_kill_ends_the_sandbox_and_not_who_imitates_it(world: World) -> None:
+    marker = f"imitated-{world.name}"
+    with sandbox(world, "sh", "-c", "echo ready; read line; exit 7", marker) as process:
+        (entry,) = mine(world, marker)
+        identity = str(entry["identity"])
+        with imitation(identity) as other:
+            shown = json.loads(world.osmoda("ps", "--json", check=True).stdout)
+            assert [one["identity"] for one in shown].count(identity) == 2, "the imitation is one"
+            world.osmoda("kill", identity, check=True)
+            assert process.wait(SECONDS) == 137
+            assert other.poll() is None
 
 
 def test_kill_with_a_signal_leaves_the_choice_to_the_command(world: World) -> None:

@@ -22,6 +22,7 @@ from osmoda.sandbox.call_words import arguments_of, habitual
         ("clone", (0x10000000 | 0x100 | 17,), "CLONE_NEWUSER"),
         ("setns", (5, 0x40000000), "CLONE_NEWNET"),
         ("ioctl", (0, 0xFFFFFFFF00005412), "TIOCSTI"),
+        ("ioctl", (0, 0x50009417), "BTRFS_IOC_SNAP_CREATE_V2"),
         ("mknod", (0, 0o060600), "mode 0600, a block device"),
         ("ptrace", (0x4206,), "PTRACE_SEIZE"),
         ("keyctl", (11,), "KEYCTL_READ"),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import posix
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -254,6 +256,8 @@ def unified(tmp_path, monkeypatch):
             Path(path, name).write_text("")
 
     monkeypatch.setattr(cgroup, "_mkdir", mkdir)
+    # The files of a real group go with it.
+    monkeypatch.setattr(posix, "rmdir", shutil.rmtree)
     (tmp_path / "cgroup.subtree_control").write_text("cpu")
     return Hierarchy(2, tuple((name, str(tmp_path)) for name in ("memory", "cpu", "pids")))
 
@@ -276,10 +280,63 @@ def test_limits_of_version_2(unified, tmp_path):
 
 
 def test_no_limit_of_a_kind_writes_nothing_of_that_kind(unified, tmp_path):
-    group = Group.create(unified, NAME, memory=0, cpu=0.001, pids=0)
+    group = Group.create(unified, NAME, memory=0, cpu=0.5, pids=0)
     assert (tmp_path / "cgroup.subtree_control").read_text() == "cpu"
-    # The kernel takes no quota below a millisecond.
-    assert written(group) == dict.fromkeys(KERNELS, "") | {"cpu.max": "1000 100000"}
+    assert written(group) == dict.fromkeys(KERNELS, "") | {"cpu.max": "50000 100000"}
+
+
+@pytest.mark.parametrize(
+    ("cpu", "text"),
+    [
+        (0.29, "29000 100000"),
+        (0.01, "1000 100000"),
+        (0.009, "9000 1000000"),
+        (0.001, "1000 1000000"),
+        (64, "6400000 100000"),
+    ],
+)
+def test_a_small_share_is_one_of_a_longer_time(unified, cpu, text):
+    """The kernel takes no quota below a millisecond."""
+    group = Group.create(unified, NAME, memory=0, cpu=cpu, pids=0)
+    assert written(group)["cpu.max"] == text
+
+
+def test_a_share_that_the_kernel_cannot_bound(unified, tmp_path):
+    with pytest.raises(OSError, match=r"0.0009 processor cores: the kernel bounds no fewer than 0.001"):
+        Group.create(unified, NAME, memory=0, cpu=0.0009, pids=0)
+    assert not (tmp_path / NAME).exists()
+
+
+@delegated
+def test_a_small_share_in_this_kernel(make):
+    (folder,) = make(cpu=0.002).directories
+    names = ("cpu.cfs_quota_us", "cpu.cfs_period_us") if HERE.version == 1 else ("cpu.max",)
+    found = " ".join(Path(folder, name).read_text().strip() for name in names)
+    assert found == "2000 1000000"
+
+
+SWAPS = "Filename\tType\tSize\tUsed\tPriority\n"
+
+
+@pytest.mark.parametrize("swaps", [SWAPS, SWAPS + "/swap\tfile\t1024\t0\t-2\n"])
+def test_a_kernel_that_does_not_count_swap(unified, tmp_path, monkeypatch, swaps):
+    read = cgroup._read
+    monkeypatch.setattr(cgroup, "_read", lambda path: swaps if path == "/proc/swaps" else read(path))
+    monkeypatch.setattr(cgroup, "_mkdir", uncounted)
+    if swaps == SWAPS:  # there is none
+        assert (
+            Path(Group.create(unified, NAME, memory=64 * M, cpu=0.0, pids=0).directories[0]) / "memory.max"
+        ).exists()
+        return
+    with pytest.raises(OSError, match=r"no memory.swap.max: this kernel does not count swap"):
+        Group.create(unified, NAME, memory=64 * M, cpu=0.0, pids=0)
+
+
+def uncounted(path):
+    os.mkdir(path)
+    for name in KERNELS:
+        if name != "memory.swap.max":
+            Path(path, name).write_text("")
 
 
 def test_version_2_is_joined_and_killed_through_files(unified):

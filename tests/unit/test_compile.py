@@ -6,9 +6,10 @@ import os
 
 import pytest
 
+from osmoda.host import paths
 from osmoda.sandbox import compile as compiler
 from osmoda.sandbox import mount_points, system_view
-from osmoda.sandbox.errors import CompileError
+from osmoda.sandbox.errors import CompileError, ProfileError
 from osmoda.sandbox.operations import confinement, isolation, mounting
 from tests.compiled import compiled
 
@@ -57,6 +58,47 @@ def test_a_denied_name_in_a_read_tree_is_hidden_from_it(tree):
     assert sorted(names(read.hidden)) == ["b/secret", "not-there", "secret"]
     assert of(plan, mounting.Seal)[0].staged
     assert of(plan, mounting.Mask) == []
+
+
+@pytest.fixture
+def secrets(tree, monkeypatch):
+    """The folder of secrets' values, in a tree that is granted."""
+    monkeypatch.setattr(paths, "directory", lambda kind: f"{tree}/b/{kind}")
+    return tree / "b" / "config" / "secrets"
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_no_tree_shows_the_values_of_secrets(tree, secrets, there):
+    if there:
+        secrets.mkdir(parents=True)
+    plan = files(f'read = ["{tree}"]\ndeny = ["{tree}/secret"]')
+    assert sorted(names(of(plan, mounting.ReadTree)[0].hidden)) == ["b/config/secrets", "secret"]
+    plan = files(f'read = ["{tree}"]\ndeny = ["{tree}/b"]')
+    assert names(of(plan, mounting.ReadTree)[0].hidden) == ["b"]
+    assert names(of(files(f'read = ["{tree}/a"]'), mounting.ReadTree)[0].hidden) == []
+
+
+def test_nor_what_a_link_in_their_place_leads_to(tree, secrets):
+    secrets.parent.mkdir()
+    secrets.symlink_to(tree / "a")
+    plan = files(f'read = ["{tree}"]')
+    assert sorted(names(of(plan, mounting.ReadTree)[0].hidden)) == ["a", "b/config/secrets"]
+
+
+def test_nor_a_tree_of_several_file_systems(tree, secrets, monkeypatch):
+    monkeypatch.setattr(mount_points, "mount_points", lambda: (f"{tree}/a",))
+    assert of(files(f'read = ["{tree}"]'), mounting.Mask) == []  # there are none; a plan that was kept ends with that
+    secrets.mkdir(parents=True)
+    (mask,) = of(files(f'read = ["{tree}"]'), mounting.Mask)
+    assert (mask.path, mask.always) == (os.fsencode(secrets), True)
+
+
+@pytest.mark.parametrize("name", ["", "EXAMPLE_KEY"])
+def test_they_cannot_be_granted(secrets, name):
+    secrets.mkdir(parents=True)
+    (secrets / "EXAMPLE_KEY").write_text("value")
+    with pytest.raises(ProfileError, match=f"{FILE}:4:9: .* where the values of secrets are kept"):
+        files(f'read = ["{secrets / name}"]')
 
 
 def test_what_lies_in_a_denied_folder_needs_no_hiding_of_its_own(tree):
@@ -358,7 +400,7 @@ def test_who_the_sandbox_is_on_the_host(privileged):
 def test_each_declared_limit_is_an_operation_from_its_line():
     _, plan = compiled(
         "tier = 1\n[process]\npids = 9\n[process.limits]\nopen_files = 33\nfile_size = '1M'\naddress_space = '1G'\n"
-        "stack = '2M'\ncore = 0\n"
+        "stack = '2M'\ncore = '1M'\n"
     )
     assert {(op.name, op.value, op.origin.removeprefix(FILE)) for op in of(plan, confinement.ProcessLimit)} == {
         ("processes", 10, ":4"),
@@ -366,13 +408,33 @@ def test_each_declared_limit_is_an_operation_from_its_line():
         ("file_size", 1 << 20, ":7"),
         ("address_space", 1 << 30, ":8"),
         ("stack", 2 << 20, ":9"),
-        ("core", 0, ":10"),
+        ("core", 1 << 20, ":10"),
     }
+    assert of(plan, confinement.NoCoreDumps) == []
+
+
+@pytest.mark.parametrize("tier", [1, 2])
+def test_a_limit_of_no_core_holds_for_programs_of_the_hosts_too(tier):
+    _, plan = compiled(f"tier = {tier}\n[process.limits]\ncore = 0\n")
+    assert [op.origin.removeprefix(FILE) for op in of(plan, confinement.NoCoreDumps)] == [":4"]
+    assert "core" not in {op.name for op in of(plan, confinement.ProcessLimit)}
 
 
 def test_a_group_that_is_made_counts_processes_too():
     assert compiled('[process]\npids = 9\nmemory = "64M"\n')[1].pids == 10
     assert compiled("[process]\npids = 9\n")[1].pids == 0  # the rlimit holds
+
+
+@pytest.mark.parametrize("tier", [1, 2])
+def test_processes_that_the_kernel_does_not_count_are_counted_by_a_group(tier):
+    text = f"tier = {tier}\n[process]\npids = 9\n"
+    for version in (1, 2):
+        _, plan = compiled(text, privileged=False, uncounted=True, cgroup_version=version)
+        assert plan.pids == 10
+        assert "processes" not in {op.name for op in of(plan, confinement.ProcessLimit)}
+    with pytest.raises(CompileError, match="the kernel does not count processes of root") as caught:
+        compiled(text, privileged=False, uncounted=True, controllers=("memory", "cpu"))
+    assert caught.value.origin == f"{FILE}:4"
 
 
 # Tier 0

@@ -117,6 +117,7 @@ def confinement_answer(plan, name, *arguments):
     [
         ("clone", (NEWUSER | 17,), "CLONE_NEWUSER"),
         ("ioctl", (0, 0x5412 | 1 << 40), "TIOCSTI"),
+        ("ioctl", (3, 0x50009401), "BTRFS_IOC_SNAP_CREATE"),
         ("chmod", (0, 0o4755), "mode 4755 with a set-id bit"),
         ("openat", (0, 0, 0o100, 0o2644), "mode 2644 with a set-id bit"),
         ("mknodat", (0, 0, 0o020644), "mode 0644, a character device"),

@@ -76,6 +76,8 @@ EXAMPLES = (
     confinement.NoNestedNamespaces("tier 2"),
     confinement.Capabilities("tier 2", 40),
     *(confinement.ProcessLimit("tier 2", name, 64) for name in confinement.RLIMIT),
+    confinement.NoCoreDumps("tier 2", bytes(8)),
+    confinement.Scheduling("tier 2"),
     confinement.Landlock("tier 2", 0xFFFF, 3, 3, 7, ((b"/usr", 0xD), (b"/tmp", 2), (b"", 2)), (80,), (443,)),
     confinement.Landlock("tier 2", 0xFFFF, 0, 0, 1, (), (), ()),
     confinement.Landlock("tier 2", 0xFFFF, 1, 3, 7, (), (80,), ()),
@@ -179,6 +181,16 @@ def test_sizes_are_exact(value, words):
 
 def test_pid_1_is_not_counted_for_the_person():
     assert "at most 64 processes" in confinement.ProcessLimit("a", "processes", 65).describe()
+
+
+@pytest.mark.parametrize(("abi", "left"), [(2, ("truncating", "ioctl")), (3, ("ioctl",)), (4, ("ioctl",)), (5, ())])
+def test_landlock_names_what_an_older_kernel_leaves_to_the_mounts(abi, left):
+    _, plan = compiled("tier = 2\ndegrade = ['landlock-net', 'landlock-scope']", landlock=abi)
+    (rules,) = [op for op in plan if isinstance(op, confinement.Landlock)]
+    said = [
+        part.split("(")[0].split()[0] for part in rules.describe().split("; ") if part.endswith("left to the mounts")
+    ]
+    assert tuple(said) == left
 
 
 # The launch and every report walk the plan's own list.

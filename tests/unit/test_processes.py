@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -89,3 +90,38 @@ def test_a_sandbox_is_there_until_its_first_process_has_ended():
 
 def names():
     return {name for _, name in processes.identities()}
+
+
+def made_by(maker, **values):
+    return replace(ONE, identity=f"{maker:x}-1", **values)
+
+
+@pytest.fixture
+def child():
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as one:
+        yield one.pid
+
+
+def test_a_sandbox_is_the_child_of_the_process_in_its_name(child):
+    assert processes.is_genuine(made_by(os.getpid(), pid=child))
+    assert processes.is_genuine(made_by(os.getppid(), pid=child)), "or a child's child"
+    assert not processes.is_genuine(made_by(child, pid=child))
+    assert not processes.is_genuine(made_by(1 << 22, pid=child))
+
+
+def test_the_one_that_is_not_imitated(child, monkeypatch):
+    genuine, imitated = made_by(os.getpid(), pid=child), made_by(os.getpid(), pid=1, uid=7)
+    for found in ((genuine, imitated), (imitated, genuine)):
+        monkeypatch.setattr(processes, "running", lambda found=found: found)
+        assert processes.find(genuine.identity, found) == genuine
+        assert processes.by_identity() == {genuine.identity: genuine}
+
+
+def test_two_of_one_name_that_are_as_good():
+    """Of two containers, say."""
+    one, other = made_by(1 << 22, pid=1), made_by(1 << 22, pid=2)
+    assert processes.find(one.identity, (one,)) == one
+    with pytest.raises(SandboxError, match="processes 1 and 2 both say that they are sandbox"):
+        processes.find(one.identity, (one, other))
+    with pytest.raises(SandboxError, match="no sandbox 1-1 is running"):
+        processes.find("1-1", (one, other))

@@ -14,10 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from osmoda.sandbox import seccomp
+from osmoda.sandbox.bpf import simulate
 from osmoda.sandbox.syscall_numbers import KNOWN
 from tests.seccomp_filters import (
     ALLOW,
     ARCHES,
+    AUDIT,
     EPERM,
     NOTIFY,
     answer,
@@ -28,11 +30,14 @@ high_bits = st.integers(0, 2**32 - 1).map(lambda high: high << 32)
 words = st.integers(0, 2**32 - 1)
 anything = st.integers(0, 2**64 - 1)
 
+SNAPSHOTS = [0x50009401, 0x50009417, 0x4020BC10]  # of btrfs, with two structures, and of bcachefs
+REFUSED = [termios.TIOCSTI, 0x541C, termios.TIOCCONS, termios.TIOCSETD, *SNAPSHOTS]
+
 
 @pytest.mark.parametrize("arch", ARCHES)
-@pytest.mark.parametrize("request_", [termios.TIOCSTI, 0x541C, termios.TIOCCONS, termios.TIOCSETD])
+@pytest.mark.parametrize("request_", REFUSED)
 @given(high=high_bits, fd=anything, pointer=anything)
-def test_terminal_injection_is_refused_whatever_the_high_bits(
+def test_terminal_injection_and_snapshots_are_refused_whatever_the_high_bits(
     arch: str, request_: int, high: int, fd: int, pointer: int
 ) -> None:
     assert answer(default_filter(arch, 1), "ioctl", fd, high | request_, pointer, arch=arch) == EPERM
@@ -41,7 +46,7 @@ def test_terminal_injection_is_refused_whatever_the_high_bits(
 
 @given(request_=words, high=high_bits)
 def test_every_other_ioctl_is_allowed(request_: int, high: int) -> None:
-    expected = EPERM if request_ in (termios.TIOCSTI, 0x541C, termios.TIOCCONS, termios.TIOCSETD) else ALLOW
+    expected = EPERM if request_ in REFUSED else ALLOW
     assert answer(default_filter("x86_64", 2), "ioctl", 0, high | request_) == expected
 
 
@@ -59,6 +64,26 @@ def test_a_listener_is_an_errno_also_where_seccomp_is_not_allowed(notify: bool) 
     program = seccomp.build(frozenset(), arch="x86_64", notify=notify, tier=2)
     assert answer(program, "seccomp", 1, 8) == EPERM
     assert answer(program, "seccomp", 1, 0) == (NOTIFY if notify else EPERM)
+
+
+@pytest.mark.parametrize("arch", ARCHES)
+@given(number=words, high=high_bits, new=anything, old=anything)
+def test_the_limit_of_core_dumps_stays_and_nobody_is_told(
+    arch: str, number: int, high: int, new: int, old: int
+) -> None:
+    program, done = seccomp.keep_core_limit(arch), 0x00050000
+    for value in (number, 4):
+        sets = done if value == 4 else ALLOW
+        assert answer(program, "prlimit64", 0, high | value, new, old, arch=arch) == (sets if new else ALLOW)
+        assert answer(program, "prlimit64", 0, high | value, 0, old, arch=arch) == ALLOW
+        assert answer(program, "prlimit64", 0, high | value, 1 << 32, old, arch=arch) == sets
+        assert answer(program, "setrlimit", high | value, new, arch=arch) == sets
+
+
+@given(st.sampled_from(ARCHES), st.integers(0, 500))
+def test_a_filter_for_core_dumps_decides_about_two_calls(arch: str, nr: int) -> None:
+    if nr not in (KNOWN[arch]["setrlimit"], KNOWN[arch]["prlimit64"]):
+        assert simulate(seccomp.keep_core_limit(arch), nr=nr, arch=AUDIT[arch], args=(4, 4, 1)) == ALLOW
 
 
 NAMESPACES = {"NS": 0x20000, "CGROUP": 0x2000000, "UTS": 0x4000000, "IPC": 0x8000000, "USER": 0x10000000}

@@ -63,7 +63,7 @@ def test_without_unix_sockets_there_is_nothing_to_notify_with(text: str) -> None
 def test_a_filter_before_the_plans_own() -> None:
     _, plan = compiled(CLOSED)
     changed = supervised.with_tcp_listeners(plan)
-    assert kinds(changed)[-3:] == ["Landlock", "HostListeners", "Seccomp"]
+    assert kinds(changed)[-4:] == ["Landlock", "NoCoreDumps", "HostListeners", "Seccomp"]
     assert kinds(changed)[:-2] == kinds(plan)[:-1]
     assert Plan.load(changed.dump()) == changed
     # It goes beside the one for notifications.
@@ -83,6 +83,19 @@ def test_the_filter_refuses_fast_open_and_nothing_else(machine: str) -> None:
                 answer = bpf.run(program, nr=number, arch=AUDIT_ARCH[machine], args=arguments)
                 refused = places.get(name) == place and flags & 0x20000000
                 assert (answer != bpf.ALLOW) == bool(refused), (name, place, flags)
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+@pytest.mark.parametrize("high", [0, 1 << 32])
+def test_it_refuses_other_protocols_over_tcp(machine: str, high: int) -> None:
+    changed = supervised.with_tcp_listeners(compiled(CLOSED, machine=machine)[1])
+    (operation,) = [op for op in changed.operations if isinstance(op, supervision.HostListeners)]
+    program = bpf.decode(operation.program)
+    for level in (0, 1, 6, 41):
+        for name in (1, 23, 31):  # TCP_NODELAY, TCP_FASTOPEN, TCP_ULP
+            arguments = (3, high | level, high | name, 0, 4)
+            answer = bpf.run(program, nr=KNOWN[machine]["setsockopt"], arch=AUDIT_ARCH[machine], args=arguments)
+            assert (answer != bpf.ALLOW) == ((level, name) == (6, 31)), arguments
 
 
 @pytest.mark.parametrize(

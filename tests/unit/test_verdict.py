@@ -142,6 +142,7 @@ def test_the_private_tmp_is_not_the_hosts(granted):
 def test_proc_shows_no_process_of_the_host_and_cannot_be_written(granted):
     assert granted("/proc/4711/environ").layer == "namespaces"
     assert granted("/proc/version").allowed
+    assert granted("/proc/keys").layer == granted("/proc/key-users").layer == "mounts"
     assert granted("/proc/sys/kernel/core_pattern", "write").layer == "mounts"
 
 

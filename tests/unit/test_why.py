@@ -114,3 +114,11 @@ def test_a_call_that_is_answered_as_if_the_kernel_lacked_it_is_no_refusal_by_the
     profile, plan = compiled("tier = 1")
     verdict = why.ask_call(plan, profile, "openat2")
     assert (verdict.allowed, verdict.answer, verdict.line) == (False, "ENOSYS", "")
+
+
+def test_a_call_that_sets_the_limit_of_core_files_depends_on_what_it_sets():
+    for text, depends in (("tier = 2", True), ("tier = 1\n[process.limits]\ncore = '1M'", False)):
+        profile, plan = compiled(text)
+        for name in ("prlimit64", "setrlimit"):
+            found = why.ask_call(plan, profile, name)
+            assert (found.allowed, found.depends) == (True, depends)
