@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from osmoda.sandbox.denials import Denial
     from osmoda.supervisor.acts import Acts
+    from osmoda.supervisor.confinement import Confined
     from osmoda.supervisor.logs import Logs
     from osmoda.supervisor.preparation import Prepared
     from osmoda.supervisor.restarts import Group
@@ -50,6 +51,14 @@ class Surroundings:
     listeners: Callable[[Unit], Sequence[tuple[str, int]]]
 
 
+@dataclass(frozen=True, slots=True)
+class InForce:
+    """What a program runs under: its unit as it was prepared, and the digest of the plan at that moment."""
+
+    prepared: Prepared
+    plan: str
+
+
 class Supervised:
     """One service. To be used in the event loop that it was made in."""
 
@@ -60,6 +69,8 @@ class Supervised:
         self.outlet = Outlet(self._loop, around.logs, unit.name)
         self.machine = Machine(unit, Restarts(unit, random.random, group))
         self.prepared: Prepared | None = None
+        """What the next command of it is run under."""
+        self._ran: InForce | None = None
         self.tally = health.Tally(unit.osmoda.health, 0.0)
         self.since = time.time()
         """When its state became what it is, in seconds since the epoch."""
@@ -83,6 +94,23 @@ class Supervised:
     def unit(self) -> Unit:
         """The unit as it was read last."""
         return self.machine.unit
+
+    @property
+    def in_force(self) -> InForce | None:
+        """What its program runs under, whatever was read since; where none runs, what the next one would."""
+        main = self._slots.get("main")
+        if main is not None and main.running is not None:
+            return self._ran
+        return InForce(self.prepared, self.prepared.plan) if self.prepared is not None else None
+
+    @property
+    def confined(self) -> tuple[Confined, ...]:
+        """What it may do: as it runs, and as its next start will."""
+        in_force = self.in_force
+        found = [in_force.prepared.confined] if in_force is not None else []
+        if self.prepared is not None and self.prepared.confined not in found:
+            found.append(self.prepared.confined)
+        return tuple(found)
 
     def read_again(self, unit: Unit, prepared: Prepared | None, group: Group | None) -> None:
         """Go on under another reading of the unit's files; what runs is not touched until its next start."""
@@ -223,6 +251,8 @@ class Supervised:
                 notify=prepared.unit.notify_access != "none",
                 hold=is_main and prepared.unit.type != "oneshot",
             )
+            if is_main:
+                self._ran = InForce(prepared, prepared.plan)
         except (SandboxError, SupervisorError) as error:
             self.hear(NotStarted(slot.which, str(error), getattr(error, "exit_code", 125)))
         except OSError as error:
@@ -271,13 +301,12 @@ class Supervised:
                     self.hear(NotStarted(slot.which, str(event.error), event.error.exit_code))
 
     def _has_started(self, slot: Slot, event: sandboxes.Started) -> None:
-        if slot.which == "main" and slot.running is not None and self.prepared is not None:
+        if slot.which == "main" and slot.running is not None and self._ran is not None:
             self.identity = slot.running.identity
-            profile = self.prepared.confined.profile
-            name = profile.file.rpartition("/")[2] or f"tier{profile.tier}"
-            self.outlet.say(
-                f"started, pid {event.pid}, in sandbox {self.identity}: tier {profile.tier}, profile {name}"
-            )
+            confined = self._ran.prepared.confined
+            tier = confined.profile.tier
+            name = confined.file.rpartition("/")[2] or f"tier{tier}"
+            self.outlet.say(f"started, pid {event.pid}, in sandbox {self.identity}: tier {tier}, profile {name}")
         self.hear(state_messages.Started(slot.which, event.pid))
 
     def _note_denials(self, event: sandboxes.Ended) -> None:
@@ -294,7 +323,7 @@ class Supervised:
             "unit": self.name,
             "files": list(prepared.unit.files),
             "tier": profile.tier,
-            "profile": profile.file,
+            "profile": prepared.confined.file,
             "plan": prepared.plan,
             "restarts": self.machine.restarts.count,
         }
