@@ -134,7 +134,8 @@ def _refuse_other_writers(unit: Unit, profile: Profile) -> None:
 
 def _refuse_identity(unit: Unit) -> None:
     """User= and Group=: an agent is who the daemon is, or as root a uid of its own."""
-    if any(directive.name == "DynamicUser" and _is_on(directive.value) for directive in unit.confinement):
+    dynamic = [directive.value for directive in unit.confinement if directive.name == "DynamicUser"]
+    if dynamic and _is_on(dynamic[-1]):
         return
     for name, asked, own in (("User", unit.user, os.geteuid()), ("Group", unit.group, os.getegid())):
         if asked and _number(name, asked) != own:
