@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 type Snapshot = dict[str, Any]
 
-_STALE = "its files say something else by now: until it is restarted it runs under what they said when it was started"
+_STALE = "its files have changed since it was started: until it is restarted its plan is the one from before"
 
 
 def of(held: Supervised, running: Mapping[str, Running]) -> Snapshot:

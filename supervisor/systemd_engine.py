@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from osmoda.sandbox import processes
 from osmoda.sandbox.errors import SandboxError
-from osmoda.supervisor import systemd_drop_ins, systemd_files, systemd_snapshots
+from osmoda.supervisor import (
+    directives,
+    systemd_drop_ins,
+    systemd_files,
+    systemd_snapshots,
+    unit_files,
+    unit_syntax,
+)
 from osmoda.supervisor.admission import Admission, DoesNotFit
 from osmoda.supervisor.confinement import confine
 from osmoda.supervisor.errors import SupervisorError
@@ -89,6 +96,9 @@ class SystemdEngine:
         """Why a unit would not run in its sandbox, as the manager has loaded it: empty when it would."""
         shown = await self._manager.properties(unit.name)
         mark = systemd_drop_ins.fingerprint(unit)
+        own = systemd_drop_ins.path(systemd_files.folder(), unit.name)
+        paths = [str(path) for path in shown.get("DropInPaths", ())]
+        later = paths[paths.index(own) + 1 :] if own in paths else []
         for kind, directive in systemd_drop_ins.KINDS.items():
             loaded = [list(one[1]) for one in shown.get(directive, ())]
             expected = [
@@ -96,13 +106,11 @@ class SystemdEngine:
                 for number in range(len(systemd_drop_ins.commands(unit, kind)))
             ]
             if loaded != expected:
-                own = systemd_drop_ins.path(systemd_files.folder(), unit.name)
-                paths = [str(path) for path in shown.get("DropInPaths", ())]
                 if own not in paths:
                     return f"systemd does not read {own}"
-                after = ", ".join(paths[paths.index(own) + 1 :]) or "the unit as it was read before"
+                after = ", ".join(later) or "the unit as it was read before"
                 return f"{directive}= does not lead into its sandbox for systemd, because of {after}"
-        return ""
+        return await asyncio.to_thread(_taken_outside, own, later)
 
     # --- what can be asked ---
 
@@ -227,8 +235,10 @@ class SystemdEngine:
         loader = Loader(systemd_path())
         before = {*systemd_files.confined()}
         program = systemd_files.program()
+        # Instances have no file of their own: those that systemd has loaded.
+        instances = {*await self._manager.units(["*@*.service"])}
         found = []
-        for name in sorted(before | {one for one in loader.names() if "@." not in one}):
+        for name in sorted(before | instances | {one for one in loader.names() if "@." not in one}):
             try:
                 unit = await asyncio.to_thread(loader.load, name)
             except SupervisorError as error:
@@ -246,10 +256,11 @@ class SystemdEngine:
     async def snapshots(self, names: Sequence[str], *, brief: bool) -> list[dict[str, Any]]:
         """How units are; without names all that are confined."""
         found = []
-        running = await asyncio.to_thread(processes.running)
         for name in [*map(full_name, names)] or systemd_files.confined():
             shown = await self._manager.properties(name)
             if shown.get("LoadState") == "loaded":
+                # Looked for after its pid was known: else one that was started meanwhile would have none.
+                running = await asyncio.to_thread(processes.running)
                 found.append(await asyncio.to_thread(systemd_snapshots.of, name, shown, running, brief=brief))
         return found
 
@@ -269,6 +280,22 @@ class SystemdEngine:
             return outcome(name, True)
         shown = await self._manager.properties(name)
         return outcome(name, False, systemd_snapshots.why(result, shown))
+
+
+def _taken_outside(own: str, later: Sequence[str]) -> str:
+    """Why drop-ins after ours would change what runs outside: a file of variables there would be the wrapper's, too."""
+    for path in later:
+        try:
+            assignments = [*unit_syntax.assignments(unit_files.read(path), path, directives.SERVICE)]
+        except SupervisorError as error:
+            return str(error)
+        for one in assignments:
+            if one.section == "Service":
+                return (
+                    f"{one.origin}: {one.name}= comes after {own}, so that systemd would take it for what runs outside "
+                    f"of the sandbox; give the file a name that comes before {unit_files.GENERATED}"
+                )
+    return ""
 
 
 def _profile_of(name: str) -> Profile | None:
