@@ -70,8 +70,9 @@ _CLEAN_SIGNALS = {signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGPIPE}
 _EXIT_EXEC = 203  # what systemd reports for a program that could not be executed (systemd.exec(5))
 _STARTING = ("condition", "start-pre", "start", "start-post")
 _UP = ("running", "exited", "reload", "reload-notify")
-LONGEST_END = 10
-"""So many times its TimeoutStopSec= a service may have for its end, however often it asks (EXTEND_TIMEOUT_USEC=)."""
+LONGEST = 10
+"""So many times its TimeoutStartSec= a service may have for its start, and its TimeoutStopSec= for its end, however
+often it asks (EXTEND_TIMEOUT_USEC=)."""
 _ENDING = ("stop-watchdog", "stop-sigterm", "stop-sigkill")
 
 
@@ -101,6 +102,7 @@ class Machine:
         self._stopping = False  # somebody wants it down
         self._told = False  # whether the start that was asked for has had its answer
         self._up_since = math.inf
+        self._starting_since = math.inf
         self._ending_since = math.inf
         self._refused = ""  # what kept a program of it from being started
         self._timers: dict[str, float] = {}
@@ -232,6 +234,7 @@ class Machine:
         self.result, self.exit_code, self.exit_signal, self.main_pid = "success", None, 0, 0
         self.status, self.errno, self.watchdog = "", 0, self.unit.watchdog
         self._told, self._up_since, self._refused = False, math.inf, ""
+        self._starting_since = self._now
         self._begin("condition", "condition", self.unit.exec_condition, self.unit.timeout_start)
 
     def _begin(self, sub: str, kind: Kind, commands: Sequence[Exec], timeout: float) -> None:
@@ -535,7 +538,10 @@ class Machine:
             until = self._now + message.extend
             if self.active == "deactivating":
                 # What has to end cannot put that off for ever: a switch may have to go back from it.
-                until = min(until, self._ending_since + LONGEST_END * self.unit.timeout_stop)
+                until = min(until, self._ending_since + LONGEST * self.unit.timeout_stop)
+            elif self.sub in _STARTING:
+                # Nor its start: until it is up nobody checks it, and no probation of it begins.
+                until = min(until, self._starting_since + LONGEST * self.unit.timeout_start)
             self._timers["state"] = max(self._timers["state"], until)
         if message.ready:
             self._is_ready()

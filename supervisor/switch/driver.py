@@ -57,6 +57,8 @@ class _Live:
         self.switch = switch
         self.requests: deque[tuple[Callable[[Moment], None], asyncio.Future[None]]] = deque()
         self.woken = asyncio.Event()
+        self.back_asked = asyncio.Event()
+        """Somebody wants to go back, and does not wait for an agent to be up."""
         self.changed = asyncio.Condition()
         self.idle = False
         self.task: asyncio.Task[None] | None = None
@@ -70,6 +72,7 @@ class _Live:
 
     def answer(self, now: Moment) -> None:
         self.woken.clear()
+        self.back_asked.clear()
         while self.requests:
             act, answer = self.requests.popleft()
             try:
@@ -210,6 +213,7 @@ class Switches:
     async def go_back(self, name: str, reason: str = "by hand") -> int:
         """Go back from an agent's switch that is not over; its number. Raises SwitchError."""
         number = self._of(name)
+        self._live[number].back_asked.set()
         await self._live[number].ask(lambda now: self._live[number].switch.go_back(reason, now))
         return number
 
@@ -329,13 +333,33 @@ class Switches:
     async def _step(self, live: _Live, command: phases.Command) -> None:
         switch = live.switch
         self._observer("before", switch.record, command)
+        start = command if isinstance(command, phases.Start) and switch.record.phase == "switching" else None
         try:
-            await self._effects.carry_out(command, switch.record)
+            if start is not None:
+                await self._start(live, start)
+            else:
+                await self._effects.carry_out(command, switch.record)
         except Exception as error:  # also one that nobody has foreseen: an agent that fails is not left as it is for it
-            switch.failed(command, _words(error), moment())
+            if start is not None and live.back_asked.is_set():
+                live.answer(moment())  # it goes back because somebody has asked for it
+            else:
+                switch.failed(command, _words(error), moment())
         else:
             self._observer("after", switch.record, command)
             switch.done(command, moment())
+
+    async def _start(self, live: _Live, command: phases.Start) -> None:
+        """Start a new generation, which may never be up: whoever wants to go back does not wait for that."""
+        work = asyncio.ensure_future(self._effects.carry_out(command, live.switch.record))
+        asked = asyncio.ensure_future(live.back_asked.wait())
+        try:
+            await asyncio.wait((work, asked), return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                await self._agents.stop(command.member.name)
+            await work
+        finally:
+            asked.cancel()
+            work.cancel()
 
     async def _wait(self, live: _Live) -> None:
         """Until there may be something to do: what agents do, a time that has come, a request."""

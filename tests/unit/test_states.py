@@ -134,6 +134,19 @@ def test_an_end_cannot_be_put_off_for_ever(asked):
     assert play.wait() == [Kill("main")]
 
 
+def test_a_start_cannot_be_put_off_for_ever():
+    """Else a program could run on without a check or a watchdog, and a switch to it never come to its probation."""
+    play = Play(type="notify", timeout_start=2.0)
+    play.hear(StartAsked())
+    play.hear(Started("main", 7))
+    began = play.now
+    for _ in range(100):
+        play.notify("EXTEND_TIMEOUT_USEC=3600000000", after=0.1)
+    assert play.machine.deadline() == began + 20
+    assert Signal("main", SIGTERM, everyone=True) in play.wait()
+    assert "start took too long" in play.said
+
+
 def test_a_killed_sandbox_that_stays_is_killed_again():
     play = Play(timeout_stop=5.0)
     play.up()
