@@ -100,6 +100,7 @@ class Machine:
         self._main_ignored = False
         self._again = False  # start once it is down
         self._stopping = False  # somebody wants it down
+        self._pid_told = False
         self._told = False  # whether the start that was asked for has had its answer
         self._up_since = math.inf
         self._starting_since = math.inf
@@ -233,7 +234,7 @@ class Machine:
             return
         self.result, self.exit_code, self.exit_signal, self.main_pid = "success", None, 0, 0
         self.status, self.errno, self.watchdog = "", 0, self.unit.watchdog
-        self._told, self._up_since, self._refused = False, math.inf, ""
+        self._told, self._pid_told, self._up_since, self._refused = False, False, math.inf, ""
         self._starting_since = self._now
         self._begin("condition", "condition", self.unit.exec_condition, self.unit.timeout_start)
 
@@ -529,7 +530,8 @@ class Machine:
             self.status = message.status
         if message.errno:
             self.errno = message.errno
-        if message.main_pid:
+        if message.main_pid and not self._pid_told:
+            self._pid_told = True  # it may send this as often as it likes
             self._say("MAINPID= is not taken from a service: its program is the one that was started", 4)
         if message.watchdog_every is not None:
             self.watchdog = message.watchdog_every

@@ -233,7 +233,7 @@ class Supervised:
                 await self._around.acts.before(kind, self._fields(prepared))
         except SupervisorError as error:
             slot.task = None
-            self.hear(NotStarted(slot.which, str(error)))
+            self.hear(NotStarted(slot.which, str(error)))  # nothing of it is on the ledger
         else:
             slot.task = None
             self._start(slot, command, prepared, env)
@@ -254,10 +254,16 @@ class Supervised:
             if is_main:
                 self._ran = InForce(prepared, prepared.plan)
         except (SandboxError, SupervisorError) as error:
-            self.hear(NotStarted(slot.which, str(error), getattr(error, "exit_code", 125)))
+            self._not_started(slot, command, str(error), getattr(error, "exit_code", 125))
         except OSError as error:
             name = f"{error.filename}: " if error.filename else ""
-            self.hear(NotStarted(slot.which, f"{name}{error.strerror or error}"))
+            self._not_started(slot, command, f"{name}{error.strerror or error}", 125)
+
+    def _not_started(self, slot: Slot, command: Run, text: str, code: int) -> None:
+        """Nothing was launched: where there is a ledger, it has a start of it that must not stay without its end."""
+        if command.kind == "start":
+            self._around.acts.after("not-started", {"unit": self.name, "error": text})
+        self.hear(NotStarted(slot.which, text, code))
 
     def _told(self, unit: Unit, command: Run) -> dict[str, str]:
         """What the supervisor says to a program in its environment (systemd.exec(5))."""

@@ -593,6 +593,9 @@ def test_no_process_of_it_says_which_its_main_one_is():
     assert play.notify("MAINPID=1\nERRNO=5") == []
     assert (play.machine.main_pid, play.machine.errno) == (42, 5)
     assert any("MAINPID=" in line for line in play.said)
+    for _ in range(5):
+        play.notify("MAINPID=1")
+    assert len([line for line in play.said if "MAINPID=" in line]) == 1, "a flood of it is one line"
 
 
 def test_the_last_commands_may_not_hang_either():
