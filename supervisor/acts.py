@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from osmoda.ledger.client import open_ledger, printable
+from osmoda.ledger.client import ServiceGone, open_ledger, printable
 from osmoda.ledger.errors import LedgerError
 from osmoda.supervisor.errors import SupervisorError
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from osmoda.ledger.client import Ledger, Ticket
 
 _LAST_PATIENCE = 5.0  # seconds for the last events
+_AGAIN = 10.0  # seconds between two attempts to have the ledger's service back
+_MOST_HELD = 10_000  # events that wait for that
 
 
 class Acts:
@@ -26,6 +28,9 @@ class Acts:
         self._ledger: Ledger | None = None
         self._told = False
         self._waiting: deque[Ticket] = deque()
+        self._held: deque[tuple[str, Mapping[str, Any]]] = deque(maxlen=_MOST_HELD)
+        self._resuming: asyncio.Future[None] | None = None
+        self._not_before = 0.0
 
     def open(self) -> None:
         """Open it. Raises SupervisorError where there is one that cannot be written."""
@@ -53,7 +58,16 @@ class Acts:
         """Write what has happened: that cannot be undone, nor does an end wait for it."""
         if self._ledger is None:
             return
+        if self._resuming is not None:
+            self._held.append((kind, fields))
+            return
         self._ledger.hear()
+        self._submit(kind, fields)
+        if self._ledger.fileno() < 0:
+            self._resume()
+
+    def _submit(self, kind: str, fields: Mapping[str, Any]) -> None:
+        assert self._ledger is not None
         self._waiting.append(self._ledger.submit(kind, _written(fields)))
         while self._waiting and self._waiting[0].done:
             error = self._waiting.popleft().error
@@ -61,9 +75,41 @@ class Acts:
                 self._told = True
                 self._say(f"the ledger does not take what has happened: {error}")
 
+    def _resume(self) -> None:
+        """The service that writes has ended: have another one take what waits, which no act may ever do else.
+
+        Another thread waits for it; what happens meanwhile is held.
+        """
+        now = asyncio.get_running_loop().time()
+        if now >= self._not_before:
+            self._not_before = now + _AGAIN
+            self._resuming = asyncio.ensure_future(asyncio.to_thread(self._connect))
+            self._resuming.add_done_callback(self._resumed)
+
+    def _connect(self) -> None:
+        assert self._ledger is not None
+        try:
+            try:
+                self._ledger.connect()
+            except ServiceGone:
+                self._ledger.connect()  # it was about to end for want of work
+        except LedgerError:
+            return  # it is tried again with a later event, and at the end; then what is lost is said
+
+    def _resumed(self, _: asyncio.Future[None]) -> None:
+        self._resuming = None
+        if self._ledger is not None:
+            self._submit_held()
+
+    def _submit_held(self) -> None:
+        held, self._held = self._held, deque(maxlen=_MOST_HELD)
+        for kind, fields in held:
+            self._submit(kind, fields)
+
     def close(self) -> None:
         """Let go of it, with all that has happened written; what is not is said."""
         if self._ledger is not None:
+            self._submit_held()
             lost = self._ledger.flush(_LAST_PATIENCE) or next((one.error for one in self._waiting if one.error), "")
             if lost:
                 self._say(f"the ledger has not taken all that has happened: {lost}")

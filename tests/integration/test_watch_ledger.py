@@ -48,3 +48,22 @@ def test_what_is_done_is_on_the_ledger_and_what_cannot_be_there_is_not_done(reco
     assert refused.returncode == 1
     assert watch.processes() == {}
     assert any("it must be on the ledger" in line for line in watch.lines("other"))
+
+
+@pytest.mark.orphans
+@pytest.mark.parametrize("world", ["root"], indirect=True)
+def test_what_happens_after_the_service_has_died_is_written_without_a_further_start(
+    recorded: World, watch: Watch
+) -> None:
+    """Else it waited in memory for a next start, and was gone with a daemon that was killed before that."""
+    watch.unit("agent", ExecStart=watch.program("agent", SLEEPER))
+    watch.up()
+    watch.do("start", "agent")
+    assert end_service(runtime_of(recorded), signal.SIGKILL)
+    watch.do("stop", "agent")
+
+    def written() -> bool:
+        return {"stop", "end"} <= {str(event["kind"]) for event in events_of(recorded)}
+
+    eventually(written, "stop and end were written")
+    watch.down(signal.SIGKILL)

@@ -29,6 +29,9 @@ class Ledger:
         self.tickets.append(Ticket())
         return self.tickets[-1]
 
+    def fileno(self) -> int:
+        return 0
+
     def hear(self) -> None:
         for ticket in self.tickets:
             ticket.done, ticket.error = True, self.answer
