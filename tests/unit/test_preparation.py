@@ -94,6 +94,10 @@ class Ledger:
 
     done = True
 
+    def fileno(self):
+        """There is a connection."""
+        return 0
+
     def hear(self):
         """Nothing is told later."""
 
