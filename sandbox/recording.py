@@ -77,6 +77,7 @@ class Recorder:
         self._watched = -1
         self._waiting: list[tuple[Ticket, float, Callable[[str], None]]] = []
         self._timer: tuple[float, Callable[[], None]] | None = None
+        self._not_before = 0.0
         self._lost = ""
 
     def launch(self, launched: Launched, argv: tuple[str, ...], words: int, digest: str) -> Ticket:
@@ -137,6 +138,12 @@ class Recorder:
         ticket = self._ledger.submit(kind, fields)
         if ticket.error:
             self._lost = ticket.error
+        now = time.monotonic()
+        if self._ledger.fileno() < 0 and now >= self._not_before:
+            # The service has ended since the launch: no later launch may ever come that would have another one started.
+            self._not_before = now + PATIENCE
+            self._reconnect()
+            self._watch()
 
     # --- beside a loop ---
 

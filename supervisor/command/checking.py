@@ -36,10 +36,9 @@ def check(name: str, search: Sequence[str]) -> dict[str, Any]:
     except (SupervisorError, SandboxError) as error:
         return found | {"problem": str(error)}
     prepared.service.close()
-    profile = prepared.confined.profile
     return found | {
-        "tier": profile.tier,
-        "profile": profile.file,
+        "tier": prepared.confined.profile.tier,
+        "profile": prepared.confined.file,
         "plan": prepared.plan,
         "notes": list(prepared.confined.notes),
     }

@@ -49,7 +49,8 @@ def status(one: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> Iterat
         sandbox = f", sandbox {one['sandbox']}" if one["sandbox"] else ""
         yield _field("Tier", f"{one['tier']}{sandbox}")
         yield _field("Profile", clean(one["profile"] or f"tier {one['tier']} as the unit stands"))
-        yield _field("Plan", str(one["plan"])[:16])
+        if one["plan"]:
+            yield _field("Plan", str(one["plan"])[:16])
     if "tasks" in one:
         yield _field("Tasks", str(one["tasks"]))
         yield _field("Memory", size(one["memory"]))

@@ -36,12 +36,14 @@ class Confined:
     """What a unit runs under. `workspace` is the directory of a profile that has one, else empty.
 
     `notes` are lines for the log: what a unit without a profile has and how to grant more, what a directive asks for
-    and the profile does not give.
+    and the profile does not give. `file` is the profile's that the unit names, also where `profile` is no longer that
+    alone, and so has no file of its own; empty for a unit that names none.
     """
 
     profile: Profile
     workspace: str
     notes: tuple[str, ...]
+    file: str = ""
 
     @property
     def written(self) -> tuple[str, ...]:
@@ -74,7 +76,12 @@ def confine(unit: Unit) -> Confined:
         narrowing.deny(path, origin)
     sandboxing_directives.apply(narrowing)
     finished = narrowing.finish()
-    return Confined(finished, narrowing.workspace, tuple(narrowing.notes))
+    return Confined(finished, narrowing.workspace, tuple(narrowing.notes), _file(unit, profile))
+
+
+def _file(unit: Unit, profile: Profile) -> str:
+    named = unit.osmoda.profile
+    return profile.file or (profile_file.find(named) or named if named else "")
 
 
 def _declared(unit: Unit) -> Profile:
@@ -127,7 +134,8 @@ def _refuse_other_writers(unit: Unit, profile: Profile) -> None:
 
 def _refuse_identity(unit: Unit) -> None:
     """User= and Group=: an agent is who the daemon is, or as root a uid of its own."""
-    if any(directive.name == "DynamicUser" and _is_on(directive.value) for directive in unit.confinement):
+    dynamic = [directive.value for directive in unit.confinement if directive.name == "DynamicUser"]
+    if dynamic and _is_on(dynamic[-1]):
         return
     for name, asked, own in (("User", unit.user, os.geteuid()), ("Group", unit.group, os.getegid())):
         if asked and _number(name, asked) != own:

@@ -88,8 +88,7 @@ def _read_only(narrowing: Narrowing, given: Sequence[Directive]) -> None:
         narrowing.sandboxed(path.directive)
         if _existing(narrowing, path):
             narrowing.read_only(path.path, path.directive, spared)
-            if path.path not in spared:
-                narrowing.demand(path.directive, demands.path_refused(path.path, "write"))
+            narrowing.demand(path.directive, demands.path_refused(path.path, "write"))
 
 
 def _read_write(narrowing: Narrowing, given: Sequence[Directive]) -> None:

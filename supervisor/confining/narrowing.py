@@ -72,9 +72,11 @@ class Narrowing:
     def read_only(self, tree: str, directive: Directive, spared: Sequence[str] = ()) -> None:
         """Let nothing of the host in `tree` be written but what lies in one of `spared`.
 
-        A grant to write becomes one to read. Where `tree` is a part of one, nothing could hold that: refused.
+        A grant to write becomes one to read. Where `tree` is a part of one, nothing could hold that: refused. What is
+        spared lies in `tree`: of one path, and of what lies around it, the stricter one holds (systemd.exec(5)).
         """
         real = os.path.realpath(tree)
+        spared = [path for path in spared if (inner := os.path.realpath(path)) != real and within(inner, real)]
         read, write = self._items(("filesystem", "read")), self._items(("filesystem", "write"))
         for path, origin in tuple(write.items()):
             kept = self._kept(os.path.realpath(path), real, path, directive, spared)
@@ -99,17 +101,19 @@ class Narrowing:
         if not spared:
             self.deny(tree, directive.origin)
             return
+        tree, spared = os.path.realpath(tree), [os.path.realpath(path) for path in spared]
         for key in (("filesystem", "read"), ("filesystem", "write")):
             granted = self._items(key)
             for path in tuple(granted):
-                if any(within(path, shown) for shown in spared):
+                real = os.path.realpath(path)
+                if any(within(real, shown) for shown in spared):
                     continue
-                if within(path, tree):
+                if within(real, tree):
                     del granted[path]
-                elif within(tree, path):
+                elif within(tree, real):
                     self.refuse(directive, f"{path}, which holds {tree}, is granted as a whole; grant less than that")
             self._set_list(key, granted)
-        work = self.workspace
+        work = os.path.realpath(self.workspace) if self.workspace else ""
         if work and not any(within(work, shown) for shown in spared) and (within(work, tree) or within(tree, work)):
             self.refuse(directive, f"the workspace {work} lies there")
 

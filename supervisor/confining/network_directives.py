@@ -57,9 +57,9 @@ def _address_deny(narrowing: Narrowing, given: Sequence[Directive]) -> None:
         network = ipaddress.ip_network(item.text)
         if any(_overlap(network, ipaddress.ip_network(text)) for text in allowed):
             narrowing.refuse(item.directive, f"IPAddressAllow= takes something out of {item.text}; deny less than that")
-        if network.is_loopback:
+        if any(_overlap(network, ipaddress.ip_network(text)) for text in localhost):
             _no_localhost(narrowing, item.directive)
-        else:
+        if not network.is_loopback:
             narrowing.deny_network(Rule(item.text, (ANY_PORT,)), item.directive.origin)
 
 
@@ -116,9 +116,27 @@ def _interfaces(narrowing: Narrowing, given: Sequence[Directive]) -> None:
         return
     last = given[-1]
     narrowing.sandboxed(last)
-    if narrowing.profile.network.allow:
+    network = narrowing.profile.network
+    if network.allow or any(parse_peer(entry).target == "mesh" for entry in network.connect):
         narrowing.refuse(last, "the gateway dials from the host's network, by whatever interface its routes name")
+    if not _allows_lo(given):
+        _no_localhost(narrowing, last)
     narrowing.demand(last, demands.namespace("network"))
+
+
+def _allows_lo(given: Sequence[Directive]) -> bool:
+    """config_parse_restrict_network_interfaces() of systemd, asked for the one interface that a sandbox has."""
+    listed: set[str] = set()
+    allows: bool | None = None
+    for directive in given:
+        if not directive.value:
+            listed, allows = set(), None
+            continue
+        inverted = directive.value.startswith("~")
+        allows = not inverted if allows is None else allows
+        for name in directive.value.removeprefix("~").split():
+            (listed.add if inverted != allows else listed.discard)(name)
+    return ("lo" in listed) == (allows is not False)
 
 
 def _bind_allow(_draft: Narrowing, given: Sequence[Directive]) -> None:

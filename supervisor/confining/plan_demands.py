@@ -215,6 +215,16 @@ def own_keyring(built: Built) -> str:
     return calls_refused(("add_key", "keyctl", "request_key"))(built)
 
 
+def memory_limited(built: Built) -> str:
+    """A limit of memory that a control group holds: a profile may give that up where the host has none."""
+    return "" if built.plan.memory else "this host has no controller for it, and the profile gives the limit up"
+
+
+def cpu_limited(built: Built) -> str:
+    """The same for CPU time."""
+    return "" if built.plan.cpu else "this host has no controller for it, and the profile gives the limit up"
+
+
 def memory_without_swap(built: Built) -> str:
     """A memory limit that swap counts into."""
     return "" if built.plan.memory else "swap is only kept from what has a MemoryMax="

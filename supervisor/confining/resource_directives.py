@@ -45,12 +45,15 @@ def _memory(narrowing: Narrowing, given: Sequence[Directive]) -> None:
         if most == 0:
             narrowing.refuse(last, "nothing runs in no memory")
         narrowing.limit(("process", "memory"), most, last)
+        if most is not None:
+            narrowing.demand(last, demands.memory_limited)
 
 
 def _cpu(narrowing: Narrowing, given: Sequence[Directive]) -> None:
     last = given[-1]
     if last.value:
         narrowing.limit(("process", "cpu"), values.cores(last.value), last)
+        narrowing.demand(last, demands.cpu_limited)
 
 
 def _tasks(narrowing: Narrowing, given: Sequence[Directive]) -> None:

@@ -182,7 +182,8 @@ class Engine:
         await self._stop_all(others | {name for name in unit.dependencies.conflicts if name in self.units})
         if report is not None:
             report(unit.name, "starting")
-        if held.machine.sub in ("dead", "failed", "auto-restart"):
+        # One that is still ending is started when it has: as its files are now, and not as they were before.
+        if held.machine.sub in ("dead", "failed", "auto-restart") or held.machine.active == "deactivating":
             try:
                 prepared = await self._prepare(unit)
                 self.admission.admit(unit.name, prepared.confined.profile, forced=forced)
@@ -309,8 +310,12 @@ class Engine:
                 continue
             try:
                 prepared = None if held.machine.is_down else await self._prepare(unit)
-            except preparation.Skipped:
-                prepared = None
+            except preparation.Skipped as skipped:
+                # Of what was not compiled no command may run: it would, under the plan of the reading before.
+                text = f"it stays as it was read before: {skipped}"
+                self._logs.say(name, text)
+                outcomes.append(Outcome(name, True, text))
+                continue
             except (SupervisorError, SandboxError) as error:
                 outcomes.append(self._refused(name, f"it stays as it was read before: {error}"))
                 continue

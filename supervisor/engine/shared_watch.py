@@ -79,9 +79,9 @@ class SharedWatch:
 
     def _grants(self) -> list[sharing.Grants]:
         return [
-            sharing.grants_of(name.removesuffix(".service"), held.prepared.confined)
+            sharing.grants_of(name.removesuffix(".service"), confined)
             for name, held in self._units.items()
-            if held.prepared is not None
+            for confined in held.confined
         ]
 
     def _heard(self) -> None:

@@ -12,10 +12,12 @@ if TYPE_CHECKING:
 
 type Snapshot = dict[str, Any]
 
+_STALE = "its files have changed since it was started: until it is restarted its plan is the one from before"
+
 
 def of(held: Supervised, running: Mapping[str, Running]) -> Snapshot:
     """One unit; `running` are the sandboxes of this host by their names, of which its own is looked up."""
-    machine, unit, prepared = held.machine, held.unit, held.prepared
+    machine, unit, in_force = held.machine, held.unit, held.in_force
     found: Snapshot = {
         "unit": unit.name,
         "description": unit.description,
@@ -36,13 +38,15 @@ def of(held: Supervised, running: Mapping[str, Running]) -> Snapshot:
         "sandbox": held.identity if machine.main_pid else "",
         "denials": [denial.sentence() for denial in held.denials],
     }
-    if prepared is not None:
-        profile = prepared.confined.profile
+    if in_force is not None:
+        confined = in_force.prepared.confined
+        profile = confined.profile
+        stale = held.prepared is not None and held.prepared.plan != in_force.plan
         found |= {
             "tier": profile.tier,
-            "profile": profile.file,
-            "plan": prepared.plan,
-            "notes": list(prepared.confined.notes),
+            "profile": confined.file,
+            "plan": in_force.plan,
+            "notes": [*([_STALE] if stale else ()), *confined.notes],
             "limits": {"memory": profile.process.memory, "cpu": profile.process.cpu},
         }
     one = running.get(held.identity) if machine.main_pid else None

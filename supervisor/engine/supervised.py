@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from osmoda.sandbox.denials import Denial
+    from osmoda.supervisor.confining.confinement import Confined
     from osmoda.supervisor.confining.preparation import Prepared
     from osmoda.supervisor.engine.acts import Acts
     from osmoda.supervisor.lifecycle.restarts import Group
@@ -51,6 +52,14 @@ class Surroundings:
     listeners: Callable[[Unit], Sequence[tuple[str, int]]]
 
 
+@dataclass(frozen=True, slots=True)
+class InForce:
+    """What a program runs under: its unit as it was prepared, and the digest of the plan at that moment."""
+
+    prepared: Prepared
+    plan: str
+
+
 class Supervised:
     """One service. To be used in the event loop that it was made in."""
 
@@ -61,6 +70,8 @@ class Supervised:
         self.outlet = Outlet(self._loop, around.logs, unit.name)
         self.machine = Machine(unit, Restarts(unit, random.random, group))
         self.prepared: Prepared | None = None
+        """What the next command of it is run under."""
+        self._ran: InForce | None = None
         self.tally = health.Tally(unit.osmoda.health, 0.0)
         self.since = time.time()
         """When its state became what it is, in seconds since the epoch."""
@@ -84,6 +95,23 @@ class Supervised:
     def unit(self) -> Unit:
         """The unit as it was read last."""
         return self.machine.unit
+
+    @property
+    def in_force(self) -> InForce | None:
+        """What its program runs under, whatever was read since; where none runs, what the next one would."""
+        main = self._slots.get("main")
+        if main is not None and main.running is not None:
+            return self._ran
+        return InForce(self.prepared, self.prepared.plan) if self.prepared is not None else None
+
+    @property
+    def confined(self) -> tuple[Confined, ...]:
+        """What it may do: as it runs, and as its next start will."""
+        in_force = self.in_force
+        found = [in_force.prepared.confined] if in_force is not None else []
+        if self.prepared is not None and self.prepared.confined not in found:
+            found.append(self.prepared.confined)
+        return tuple(found)
 
     def read_again(self, unit: Unit, prepared: Prepared | None, group: Group | None) -> None:
         """Go on under another reading of the unit's files; what runs is not touched until its next start."""
@@ -206,7 +234,7 @@ class Supervised:
                 await self._around.acts.before(kind, self._fields(prepared))
         except SupervisorError as error:
             slot.task = None
-            self.hear(NotStarted(slot.which, str(error)))
+            self.hear(NotStarted(slot.which, str(error)))  # nothing of it is on the ledger
         else:
             slot.task = None
             self._start(slot, command, prepared, env)
@@ -224,11 +252,19 @@ class Supervised:
                 notify=prepared.unit.notify_access != "none",
                 hold=is_main and prepared.unit.type != "oneshot",
             )
+            if is_main:
+                self._ran = InForce(prepared, prepared.plan)
         except (SandboxError, SupervisorError) as error:
-            self.hear(NotStarted(slot.which, str(error), getattr(error, "exit_code", 125)))
+            self._not_started(slot, command, str(error), getattr(error, "exit_code", 125))
         except OSError as error:
             name = f"{error.filename}: " if error.filename else ""
-            self.hear(NotStarted(slot.which, f"{name}{error.strerror or error}"))
+            self._not_started(slot, command, f"{name}{error.strerror or error}", 125)
+
+    def _not_started(self, slot: Slot, command: Run, text: str, code: int) -> None:
+        """Nothing was launched: where there is a ledger, it has a start of it that must not stay without its end."""
+        if command.kind == "start":
+            self._around.acts.after("not-started", {"unit": self.name, "error": text})
+        self.hear(NotStarted(slot.which, text, code))
 
     def _told(self, unit: Unit, command: Run) -> dict[str, str]:
         """What the supervisor says to a program in its environment (systemd.exec(5))."""
@@ -272,13 +308,12 @@ class Supervised:
                     self.hear(NotStarted(slot.which, str(event.error), event.error.exit_code))
 
     def _has_started(self, slot: Slot, event: sandboxes.Started) -> None:
-        if slot.which == "main" and slot.running is not None and self.prepared is not None:
+        if slot.which == "main" and slot.running is not None and self._ran is not None:
             self.identity = slot.running.identity
-            profile = self.prepared.confined.profile
-            name = profile.file.rpartition("/")[2] or f"tier{profile.tier}"
-            self.outlet.say(
-                f"started, pid {event.pid}, in sandbox {self.identity}: tier {profile.tier}, profile {name}"
-            )
+            confined = self._ran.prepared.confined
+            tier = confined.profile.tier
+            name = confined.file.rpartition("/")[2] or f"tier{tier}"
+            self.outlet.say(f"started, pid {event.pid}, in sandbox {self.identity}: tier {tier}, profile {name}")
         self.hear(state_messages.Started(slot.which, event.pid))
 
     def _note_denials(self, event: sandboxes.Ended) -> None:
@@ -295,7 +330,7 @@ class Supervised:
             "unit": self.name,
             "files": list(prepared.unit.files),
             "tier": profile.tier,
-            "profile": profile.file,
+            "profile": prepared.confined.file,
             "plan": prepared.plan,
             "restarts": self.machine.restarts.count,
         }

@@ -34,8 +34,9 @@ if TYPE_CHECKING:
     from osmoda.supervisor.lifecycle.state_messages import Command, Event, Kind
     from osmoda.supervisor.units.unit import Unit
 
-LONGEST_END = 10
-"""So many times its TimeoutStopSec= a service may have for its end, however often it asks (EXTEND_TIMEOUT_USEC=)."""
+LONGEST = 10
+"""So many times its TimeoutStartSec= a service may have for its start, and its TimeoutStopSec= for its end, however
+often it asks (EXTEND_TIMEOUT_USEC=)."""
 
 
 class Machine(WayUp):
@@ -248,7 +249,8 @@ class Machine(WayUp):
             self.status = message.status
         if message.errno:
             self.errno = message.errno
-        if message.main_pid:
+        if message.main_pid and not self._pid_told:
+            self._pid_told = True  # it may send this as often as it likes
             self._say("MAINPID= is not taken from a service: its program is the one that was started", 4)
         if message.watchdog_every is not None:
             self.watchdog = message.watchdog_every
@@ -257,7 +259,10 @@ class Machine(WayUp):
             until = self._now + message.extend
             if self.active == "deactivating":
                 # What has to end cannot put that off for ever: a switch may have to go back from it.
-                until = min(until, self._ending_since + LONGEST_END * self.unit.timeout_stop)
+                until = min(until, self._ending_since + LONGEST * self.unit.timeout_stop)
+            elif self.sub in STARTING:
+                # Nor its start: until it is up nobody checks it, and no probation of it begins.
+                until = min(until, self._starting_since + LONGEST * self.unit.timeout_start)
             self._timers["state"] = max(self._timers["state"], until)
         if message.ready:
             self._is_ready()

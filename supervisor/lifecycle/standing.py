@@ -42,8 +42,10 @@ class Standing:
         self._main_ignored = False
         self._again = False  # start once it is down
         self._stopping = False  # somebody wants it down
+        self._pid_told = False
         self._told = False  # whether the start that was asked for has had its answer
         self._up_since = math.inf
+        self._starting_since = math.inf
         self._ending_since = math.inf
         self._refused = ""  # what kept a program of it from being started
         self._timers: dict[str, float] = {}

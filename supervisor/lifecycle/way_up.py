@@ -30,7 +30,8 @@ class WayUp(WayDown):
             return
         self.result, self.exit_code, self.exit_signal, self.main_pid = "success", None, 0, 0
         self.status, self.errno, self.watchdog = "", 0, self.unit.watchdog
-        self._told, self._up_since, self._refused = False, math.inf, ""
+        self._told, self._pid_told, self._up_since, self._refused = False, False, math.inf, ""
+        self._starting_since = self._now
         self._begin("condition", "condition", self.unit.exec_condition, self.unit.timeout_start)
 
     def _all_run(self, kind: Kind) -> None:

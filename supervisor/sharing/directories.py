@@ -62,4 +62,4 @@ def _around(path: str) -> Iterator[str]:
 
 def writers(agents: Iterable[Grants], path: str) -> tuple[str, ...]:
     """The agents that may write `path`, sorted."""
-    return tuple(sorted(one.agent for one in agents if any(within(path, tree) for tree in one.write)))
+    return tuple(sorted({one.agent for one in agents if any(within(path, tree) for tree in one.write)}))

@@ -184,37 +184,48 @@ class SharedFiles:
         waiting = [top]
         while waiting:
             folder = waiting.pop()
-            if not self._mark_one(folder):
+            fd = self._mark_one(folder)
+            if fd < 0:
                 continue
-            with contextlib.suppress(OSError), os.scandir(folder) as entries:  # gone, or not to be listed
-                for entry in entries:
-                    self._looks -= 1
-                    if self._looks < 0:
-                        self._unwatched.append(Change("unwatched", folder, "", True, 0, -1))
-                        return found
-                    is_folder = entry.is_dir(follow_symlinks=False)
-                    found.append((entry.path, is_folder))
-                    if is_folder:
-                        waiting.append(entry.path)
+            try:
+                with contextlib.suppress(OSError), os.scandir(fd) as entries:  # not to be listed
+                    for entry in entries:
+                        self._looks -= 1
+                        if self._looks < 0:
+                            self._unwatched.append(Change("unwatched", folder, "", True, 0, -1))
+                            return found
+                        path, is_folder = os.path.join(folder, entry.name), entry.is_dir(follow_symlinks=False)
+                        found.append((path, is_folder))
+                        if is_folder:
+                            waiting.append(path)
+            finally:
+                os.close(fd)
         return found
 
-    def _mark_one(self, folder: str) -> bool:
-        """Mark one folder; False where it is gone, or cannot be marked, which is told."""
-        name = os.fsencode(folder)
+    def _mark_one(self, folder: str) -> int:
+        """Mark one folder: a descriptor of it; -1 where it is gone, or cannot be marked, which is told.
+
+        It is opened without following any link: whoever writes in the tree may have put one into the place of a folder
+        on the way, and what is done elsewhere would be told as done here.
+        """
         if len(self._folders) >= MOST_FOLDERS:
             self._unwatched.append(Change("unwatched", folder, "", True, 0, -1))
-            return False
+            return -1
+        fd = -1
         try:
+            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK
+            fd = syscalls.openat2(-100, os.fsencode(folder), flags, syscalls.RESOLVE_NO_SYMLINKS)
+            name = b"/proc/self/fd/%d/." % fd
             self._add(name)
             handle = syscalls.name_to_handle_at(name)
-            key = os.statvfs(folder).f_fsid.to_bytes(8, "little") + handle
-        except FileNotFoundError:
-            return False
-        except OSError:
-            self._unwatched.append(Change("unwatched", folder, "", True, 0, -1))
-            return False
-        self._folders[key] = folder
-        return True
+            self._folders[os.fstatvfs(fd).f_fsid.to_bytes(8, "little") + handle] = folder
+        except OSError as error:
+            if fd >= 0:
+                os.close(fd)
+            if not isinstance(error, FileNotFoundError):
+                self._unwatched.append(Change("unwatched", folder, "", True, 0, -1))
+            return -1
+        return fd
 
     def _add(self, name: bytes) -> None:
         flags = syscalls.FAN_MARK_ADD | syscalls.FAN_MARK_ONLYDIR | syscalls.FAN_MARK_DONT_FOLLOW

@@ -175,7 +175,7 @@ class Switches:
     async def go_back(self, name: str, reason: str = "by hand") -> int:
         """Go back from an agent's switch that is not over; its number. Raises SwitchError."""
         number = self._of(name)
-        await self._live[number].ask(lambda now: self._live[number].switch.go_back(reason, now))
+        await self._live[number].ask_back(reason)
         return number
 
     async def settled(self, number: int, *, over: bool = False) -> Record:

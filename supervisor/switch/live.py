@@ -6,6 +6,7 @@ import asyncio
 from collections import deque
 from typing import TYPE_CHECKING
 
+from osmoda.supervisor.switch import phases
 from osmoda.supervisor.switch.errors import SwitchError, in_words
 from osmoda.supervisor.switch.record import moment
 
@@ -13,7 +14,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from typing import Self
 
-    from osmoda.supervisor.switch import phases
     from osmoda.supervisor.switch.agents import Agents
     from osmoda.supervisor.switch.effects import Effects
     from osmoda.supervisor.switch.record import Moment, Record
@@ -37,6 +37,8 @@ class Live:
         self._observer = observer
         self._requests: deque[tuple[Callable[[Moment], None], asyncio.Future[None]]] = deque()
         self._woken = asyncio.Event()
+        self._back_asked = asyncio.Event()
+        """Somebody wants to go back, and does not wait for an agent to be up."""
         self._changed = asyncio.Condition()
         self._idle = False
         self.task: asyncio.Task[None] | None = None
@@ -47,6 +49,11 @@ class Live:
         self._requests.append((act, answer))
         self._woken.set()
         await answer
+
+    async def ask_back(self, reason: str) -> None:
+        """Go back; raises SwitchError where it does not go back any more."""
+        self._back_asked.set()
+        await self.ask(lambda now: self.switch.go_back(reason, now))
 
     async def settled(self, *, over: bool) -> Record:
         """Its record, once it is over or waits; with `over`, at its end."""
@@ -84,6 +91,7 @@ class Live:
 
     def _answer(self, now: Moment) -> None:
         self._woken.clear()
+        self._back_asked.clear()
         while self._requests:
             act, answer = self._requests.popleft()
             try:
@@ -103,13 +111,33 @@ class Live:
     async def _step(self, command: phases.Command) -> None:
         switch = self.switch
         self._observer("before", switch.record, command)
+        start = command if isinstance(command, phases.Start) and switch.record.phase == "switching" else None
         try:
-            await self._effects.carry_out(command, switch.record)
+            if start is not None:
+                await self._start(start)
+            else:
+                await self._effects.carry_out(command, switch.record)
         except Exception as error:  # also one that nobody has foreseen: an agent that fails is not left as it is for it
-            switch.failed(command, in_words(error), moment())
+            if start is not None and self._back_asked.is_set():
+                self._answer(moment())  # it goes back because somebody has asked for it
+            else:
+                switch.failed(command, in_words(error), moment())
         else:
             self._observer("after", switch.record, command)
             switch.done(command, moment())
+
+    async def _start(self, command: phases.Start) -> None:
+        """Start a new generation, which may never be up: whoever wants to go back does not wait for that."""
+        work = asyncio.ensure_future(self._effects.carry_out(command, self.switch.record))
+        asked = asyncio.ensure_future(self._back_asked.wait())
+        try:
+            await asyncio.wait((work, asked), return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                await self._agents.stop(command.member.name)
+            await work
+        finally:
+            asked.cancel()
+            work.cancel()
 
     async def _wait(self) -> None:
         """Until there may be something to do: what agents do, a time that has come, a request."""

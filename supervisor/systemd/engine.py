@@ -17,6 +17,9 @@ from osmoda.supervisor.systemd import drop_ins as systemd_drop_ins
 from osmoda.supervisor.systemd import files as systemd_files
 from osmoda.supervisor.systemd import snapshots as systemd_snapshots
 from osmoda.supervisor.systemd.bus import Manager, NoSuchUnit
+from osmoda.supervisor.units import directives
+from osmoda.supervisor.units import files as unit_files
+from osmoda.supervisor.units import syntax as unit_syntax
 from osmoda.supervisor.units.files import systemd_path
 from osmoda.supervisor.units.jobs import closure
 from osmoda.supervisor.units.loading import Loader
@@ -91,6 +94,9 @@ class SystemdEngine:
         """Why a unit would not run in its sandbox, as the manager has loaded it: empty when it would."""
         shown = await self._manager.properties(unit.name)
         mark = systemd_drop_ins.fingerprint(unit)
+        own = systemd_drop_ins.path(systemd_files.folder(), unit.name)
+        paths = [str(path) for path in shown.get("DropInPaths", ())]
+        later = paths[paths.index(own) + 1 :] if own in paths else []
         for kind, directive in systemd_drop_ins.KINDS.items():
             loaded = [list(one[1]) for one in shown.get(directive, ())]
             expected = [
@@ -98,13 +104,11 @@ class SystemdEngine:
                 for number in range(len(systemd_drop_ins.commands(unit, kind)))
             ]
             if loaded != expected:
-                own = systemd_drop_ins.path(systemd_files.folder(), unit.name)
-                paths = [str(path) for path in shown.get("DropInPaths", ())]
                 if own not in paths:
                     return f"systemd does not read {own}"
-                after = ", ".join(paths[paths.index(own) + 1 :]) or "the unit as it was read before"
+                after = ", ".join(later) or "the unit as it was read before"
                 return f"{directive}= does not lead into its sandbox for systemd, because of {after}"
-        return ""
+        return await asyncio.to_thread(_taken_outside, own, later)
 
     # --- what can be asked ---
 
@@ -229,8 +233,10 @@ class SystemdEngine:
         loader = Loader(systemd_path())
         before = {*systemd_files.confined()}
         program = systemd_files.program()
+        # Instances have no file of their own: those that systemd has loaded.
+        instances = {*await self._manager.units(["*@*.service"])}
         found = []
-        for name in sorted(before | {one for one in loader.names() if "@." not in one}):
+        for name in sorted(before | instances | {one for one in loader.names() if "@." not in one}):
             try:
                 unit = await asyncio.to_thread(loader.load, name)
             except SupervisorError as error:
@@ -248,10 +254,11 @@ class SystemdEngine:
     async def snapshots(self, names: Sequence[str], *, brief: bool) -> list[dict[str, Any]]:
         """How units are; without names all that are confined."""
         found = []
-        running = await asyncio.to_thread(processes.running)
         for name in [*map(full_name, names)] or systemd_files.confined():
             shown = await self._manager.properties(name)
             if shown.get("LoadState") == "loaded":
+                # Looked for after its pid was known: else one that was started meanwhile would have none.
+                running = await asyncio.to_thread(processes.running)
                 found.append(await asyncio.to_thread(systemd_snapshots.of, name, shown, running, brief=brief))
         return found
 
@@ -271,6 +278,22 @@ class SystemdEngine:
             return outcome(name, True)
         shown = await self._manager.properties(name)
         return outcome(name, False, systemd_snapshots.why(result, shown))
+
+
+def _taken_outside(own: str, later: Sequence[str]) -> str:
+    """Why drop-ins after ours would change what runs outside: a file of variables there would be the wrapper's, too."""
+    for path in later:
+        try:
+            assignments = [*unit_syntax.assignments(unit_files.read(path), path, directives.SERVICE)]
+        except SupervisorError as error:
+            return str(error)
+        for one in assignments:
+            if one.section == "Service":
+                return (
+                    f"{one.origin}: {one.name}= comes after {own}, so that systemd would take it for what runs outside "
+                    f"of the sandbox; give the file a name that comes before {unit_files.GENERATED}"
+                )
+    return ""
 
 
 def _profile_of(name: str) -> Profile | None:

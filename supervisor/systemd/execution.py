@@ -132,7 +132,7 @@ def _begin(unit: Unit, confined: Confined) -> None:
                 "unit": unit.name,
                 "files": list(unit.files),
                 "tier": profile.tier,
-                "profile": profile.file,
+                "profile": confined.file,
                 "plan": compile_profile(profile, features.probe()).fingerprint().hex(),
             }
             ledger.append("start", fields)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
+import time
 from typing import TYPE_CHECKING, Any
 
 from osmoda.host import features
@@ -21,7 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from osmoda.sandbox.processes import Running
+    from osmoda.sandbox.profile import Profile
 
+_STALE = "its files have changed since it was started: until it is restarted its plan is the one from before"
 _EXITED, _KILLED, _DUMPED = 1, 2, 3  # CLD_* of waitid(2)
 _JOBS = {
     "canceled": "another job has taken the place of this one",
@@ -64,21 +68,55 @@ def of(name: str, shown: Mapping[str, Any], running: Sequence[Running], *, brief
         found["problem"] = state_words.reason(found["result"], code, number)
     if not name.endswith(".service"):
         return found
-    try:
-        profile = confine(Loader(systemd_path()).load(name)).profile
-        limits = {"memory": profile.process.memory, "cpu": profile.process.cpu}
-        found |= {"tier": profile.tier, "profile": profile.file, "notes": [], "limits": limits}
-        if not brief:
-            found["plan"] = compile_profile(profile, features.probe()).fingerprint().hex()
-    except (SupervisorError, SandboxError) as error:
-        found["problem"] = found["problem"] or str(error)
     # The name of a sandbox begins with the pid of its monitor: that is the process that systemd has started.
     named = [one for one in running if pid and one.identity.startswith(f"{pid:x}-")]
     one = next(filter(processes.is_genuine, named), None)
+    try:
+        unit = Loader(systemd_path()).load(name)
+        confined = confine(unit)
+        profile = confined.profile
+        found["notes"] = []
+        if pid and one is None and profile.tier > 0:
+            # What its files say is not what it runs under: systemd has started it without its drop-in, or does so now.
+            if found["state"] == "active" and not _is_wrapper(pid):
+                found["problem"] = f"it runs outside of any sandbox: `osmoda-watch restart {name}` gives it one"
+            return found
+        limits = {"memory": profile.process.memory, "cpu": profile.process.cpu}
+        tier = one.tier if one is not None else profile.tier
+        found |= {"tier": tier, "profile": confined.file, "limits": limits, "plan": ""}
+        if one is not None and (tier != profile.tier or _changed_since([*unit.files, *_files(profile)], one.age)):
+            found["notes"] = [_STALE]
+        elif not brief:
+            found["plan"] = compile_profile(profile, features.probe()).fingerprint().hex()
+    except (SupervisorError, SandboxError) as error:
+        found["problem"] = found["problem"] or str(error)
     if one is not None:
         found |= {"sandbox": one.identity, "memory": one.memory, "tasks": one.processes, "cpu_time": one.cpu_time}
         found["pid"] = one.payload or pid
     return found
+
+
+def _files(profile: Profile) -> list[str]:
+    return [path for path, _ in profile.files if os.path.isabs(path)]
+
+
+def _changed_since(files: Sequence[str], age: float) -> bool:
+    """Whether one of `files` was written since so many seconds; one that is gone was."""
+    began = time.time() - age
+    try:
+        return any(os.stat(path).st_mtime >= began for path in files)
+    except OSError:
+        return True
+
+
+def _is_wrapper(pid: int) -> bool:
+    """Whether it is osmoda's own process beside an agent, whose sandbox has just ended, or is about to be built."""
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            words = file.read().split(b"\0")
+    except OSError:
+        return True  # it has ended
+    return any(before.endswith(b"/osmoda-watch") and word == b"exec" for before, word in itertools.pairwise(words))
 
 
 def ended(shown: Mapping[str, Any]) -> tuple[int, int]:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 LARGEST_FILE = 1 << 20  # bytes of one file of variables
 MOST_FILES = 256  # that one pattern may match
 _MOST_LINKS = 40  # as the kernel: path_resolution(7)
+_OWN = "a link in a tree that the agent writes"
+_OTHERS = "a link of another user's to a file that is not that user's"
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SHELL_NEEDS_ESCAPE = '"\\`$'
 # A colon is another syntax, which command lines do not have: it stays as it is.
@@ -142,7 +144,8 @@ def read_file(file: EnvironmentFile, ignored: list[str] | None = None, written: 
     """The variables of one EnvironmentFile=, which may be a pattern of several files; {} for an optional one not there.
 
     `written` are trees that the agent itself writes: no link in them is followed, since it could lead to a file that
-    only the supervisor may read, whose lines the agent would then be given.
+    only the supervisor may read, whose lines the agent would then be given. A link of another user's leads to files of
+    that user's, and to no other.
 
     A line with a name that no variable can have is left out, as in systemd; `ignored` then gets a sentence. Raises
     UnitError for a file that is missing, unreadable, too large or not UTF-8.
@@ -177,15 +180,22 @@ def _matching(file: EnvironmentFile) -> list[str]:
 def _open(path: str, flags: int, written: Sequence[str]) -> int:
     """Open to read; a FIFO would hold up whoever waits for its other end."""
     flags |= os.O_NONBLOCK
-    if not written:
-        return os.open(path, flags)
-    settled = _settled(path, [os.path.realpath(tree) for tree in written])
+    settled, owners = _settled(path, [os.path.realpath(tree) for tree in written])
     # A link that has come since is not followed either.
-    return syscalls.openat2(-100, os.fsencode(settled), flags, syscalls.RESOLVE_NO_SYMLINKS)
+    fd = syscalls.openat2(-100, os.fsencode(settled), flags, syscalls.RESOLVE_NO_SYMLINKS)
+    others = owners - {0, os.geteuid()}
+    if others and others != {os.fstat(fd).st_uid}:
+        os.close(fd)
+        raise OSError(errno.ELOOP, _OTHERS, path)
+    return fd
 
 
-def _settled(path: str, trees: Sequence[str]) -> str:
-    """`path` without links, whatever names lead to it. Raises OSError for a link that lies in one of `trees`."""
+def _settled(path: str, trees: Sequence[str]) -> tuple[str, set[int]]:
+    """`path` without links, whatever names lead to it, and whose links they were.
+
+    Raises OSError for a link that lies in one of `trees`.
+    """
+    owners: set[int] = set()
     resolved = "/"
     pending = [*filter(None, reversed(path.split("/")))]
     links = 0
@@ -200,11 +210,12 @@ def _settled(path: str, trees: Sequence[str]) -> str:
             continue
         links += 1
         if links > _MOST_LINKS or any(within(resolved, tree) for tree in trees):
-            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), here)
+            raise OSError(errno.ELOOP, _OWN, here)
         target = os.readlink(here)
+        owners.add(os.lstat(here).st_uid)
         resolved = "/" if target.startswith("/") else resolved
         pending += filter(None, reversed(target.split("/")))
-    return resolved
+    return resolved, owners
 
 
 def _content(path: str, file: EnvironmentFile, written: Sequence[str]) -> str:
@@ -213,12 +224,13 @@ def _content(path: str, file: EnvironmentFile, written: Sequence[str]) -> str:
             content = stream.read(LARGEST_FILE + 1) or b""
     except OSError as error:
         if error.errno == errno.ELOOP:
+            through = _OTHERS if error.strerror == _OTHERS else _OWN
             raise UnitError(
-                f"EnvironmentFile={path} is reached through a link in a tree that the agent writes, and "
-                "no such link is followed",
-                file.origin,
+                f"EnvironmentFile={path} is reached through {through}, and no such link is followed", file.origin
             ) from None
-        raise UnitError(f"EnvironmentFile={path} cannot be read: {error.strerror}", file.origin) from None
+        raise UnitError(
+            f"EnvironmentFile={path} cannot be read: {os.strerror(error.errno or 0)}", file.origin
+        ) from None
     if len(content) > LARGEST_FILE:
         raise UnitError(f"EnvironmentFile={path} is longer than {LARGEST_FILE} bytes", file.origin)
     try:

@@ -313,6 +313,16 @@ def test_a_tree_that_is_hidden_but_for_what_is_bound(tmp_path, place):
     assert inside(tmp_path, profile, lines, PART.format(folder=str(place))).startswith("reached part")
 
 
+def test_a_tree_is_hidden_by_each_of_its_names(tmp_path, place):
+    """Compared as it is written, the grant by another name stayed."""
+    (place / "link").symlink_to(place / "part")
+    for granted, hidden in (("part", "link"), ("link", "part")):
+        profile = f'tier = 1\n[filesystem]\nread = ["{place}/{granted}"]'
+        lines = f"TemporaryFileSystem={place}/{hidden}:ro\nBindReadOnlyPaths=-{place}/{hidden}/nothing"
+        attempt = READ.format(folder=f"{place}/{granted}")
+        assert tried_without_and_with(tmp_path, profile, lines, attempt) == "refused ENOENT\n"
+
+
 @pytest.mark.parametrize("line", ["ProtectHome=yes", "ProtectHome=tmpfs"])
 def test_homes_are_hidden(tmp_path, home, line):
     profile = f'tier = 1\n[filesystem]\nread = ["{home}"]'
@@ -349,6 +359,15 @@ def test_even_its_own_loopback(tmp_path):
     assert tried_without_and_with(tmp_path, "tier = 1", "IPAddressDeny=any", LOOPBACK).startswith("refused")
     kept = "IPAddressDeny=any\nIPAddressAllow=localhost"
     assert inside(tmp_path, "tier = 1", kept, LOOPBACK).startswith("reached")
+
+
+@pytest.mark.parametrize(
+    "line", ["IPAddressDeny=0.0.0.0/0", "IPAddressDeny=126.0.0.0/7", "RestrictNetworkInterfaces=eth0 ~eth1"]
+)
+def test_its_own_loopback_is_an_interface_with_an_address(tmp_path, line):
+    """Networks that hold 127.0.0.0/8 among others, and lists of interfaces without lo."""
+    assert tried_without_and_with(tmp_path, "tier = 1", line, LOOPBACK).startswith("refused")
+    assert inside(tmp_path, "tier = 1", "RestrictNetworkInterfaces=lo eth0", LOOPBACK).startswith("reached")
 
 
 CALLS = {

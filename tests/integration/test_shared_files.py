@@ -192,3 +192,33 @@ def test_nothing_is_open_afterwards(tmp_path):
         shutil.rmtree(tmp_path / "folder")
         heard(found, lambda changes: f"{tmp_path}/folder" in paths(changes, "delete"))
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+class Swapped(SharedFiles):
+    """Just before the folder `at` is marked, the folder around it is moved away, and a link stands in its place."""
+
+    at = target = ""
+
+    def _mark_one(self, folder):
+        if folder == self.at:
+            around = os.path.dirname(folder)
+            os.rename(around, around + ".moved")
+            os.symlink(self.target, around)
+        return super()._mark_one(folder)
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_a_link_in_the_place_of_a_folder_leads_the_record_nowhere(tmp_path, swapped):
+    """What a service of the host does elsewhere would be on the ledger as done in the shared directory."""
+    shared, elsewhere = tmp_path / "shared", tmp_path / "elsewhere"
+    (shared / "outer" / "inner").mkdir(parents=True)
+    (elsewhere / "inner").mkdir(parents=True)
+    with Swapped() as files:
+        files.at, files.target = (str(shared / "outer" / "inner") if swapped else ""), str(elsewhere)
+        files.watch([str(shared)])
+        (shared / "outer" / "inner" / "new").write_text("")  # through the link, where there is one
+        (shared / "last").write_text("")
+        found = heard(files, lambda changes: any(one.path.endswith("/last") for one in changes))
+    told = any(one.path.endswith("/inner/new") for one in found)
+    assert told is not swapped
+    assert any(one.operation == "unwatched" for one in found) is swapped

@@ -15,9 +15,9 @@ from tests.worlds import World
 SLEEPER = "import time\nprint('up', flush=True)\ntime.sleep(1000)\n"
 
 
-def kinds(watch: Watch) -> list[str]:
-    """What the supervisor has put there about its unit."""
-    events = [event for event in events_of(watch.world) if '"agent.service"' in json.dumps(event)]
+def kinds(watch: Watch, unit: str = "agent.service") -> list[str]:
+    """What the supervisor has put there about a unit."""
+    events = [event for event in events_of(watch.world) if f'"{unit}"' in json.dumps(event)]
     return [str(event["kind"]) for event in events]
 
 
@@ -34,6 +34,12 @@ def test_what_is_done_is_on_the_ledger_and_what_cannot_be_there_is_not_done(reco
     eventually(lambda: "stop" in kinds(watch), "the stop was written")
     assert kinds(watch) == ["start", "restart", "stop"]
     assert plan in json.dumps(next(event for event in events_of(recorded) if event["kind"] == "start"))
+
+    # A start that came to nothing does not stay as one that was made.
+    nowhere = f"append:{watch.folder('lost')}/nowhere/log"
+    watch.unit("lost", ExecStart=watch.program("lost", SLEEPER), StandardOutput=nowhere)
+    assert watch.run("start", "lost").returncode == 1
+    eventually(lambda: kinds(watch, "lost.service") == ["start", "not-started"], "that was written")
 
     # Its service is gone, and its files are: what would be written now would be lost.
     assert end_service(runtime_of(recorded), signal.SIGKILL)
@@ -63,3 +69,20 @@ def test_a_ledger_that_is_made_while_the_daemon_runs_has_all_from_then_on(to_be_
     assert watch.processes() == {}
     assert any("ledger is gone" in line for line in watch.lines("agent"))
     assert not directory_of(to_be_recorded).exists()
+
+
+def test_what_happens_after_the_service_has_died_is_written_without_a_further_start(
+    recorded: World, watch: Watch
+) -> None:
+    """Else it waited in memory for a next start, and was gone with a daemon that was killed before that."""
+    watch.unit("agent", ExecStart=watch.program("agent", SLEEPER))
+    watch.up()
+    watch.do("start", "agent")
+    assert end_service(runtime_of(recorded), signal.SIGKILL)
+    watch.do("stop", "agent")
+
+    def written() -> bool:
+        return {"stop", "end"} <= {str(event["kind"]) for event in events_of(recorded)}
+
+    eventually(written, "stop and end were written")
+    watch.down(signal.SIGKILL)

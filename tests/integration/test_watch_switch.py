@@ -294,3 +294,34 @@ def test_what_is_asked_in_vain_is_told_in_a_sentence(watch: Watch) -> None:
     watch.down()
     result = watch.run("switch", "begin", "agent")
     assert "no daemon of this user runs" in result.stderr
+
+
+# Generation 1 says that it is up; the next one never does, and asks for more time.
+SLOW = """\
+import os, socket, time
+with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+    manager.sendto(b"{said}", os.environ["NOTIFY_SOCKET"])
+print("generation", {generation}, flush=True)
+time.sleep(1000)
+"""
+
+
+@as_root
+def test_a_generation_that_does_not_become_ready_keeps_nobody_from_going_back(watch: Watch) -> None:
+    folder = watch.folder("agent")
+    (folder / "main.py").write_text(SLOW.format(said="READY=1", generation=1))
+    watch.world.own(folder)
+    watch.unit("agent", Type="notify", TimeoutStartSec="infinity", ExecStart=f"{PYTHON} main.py")
+    watch.up()
+    watch.do("start", "agent")
+    new = build(watch, 2)
+    (new / "main.py").write_text(SLOW.format(said="EXTEND_TIMEOUT_USEC=3600000000", generation=2))
+    begin = watch.world.osmoda_argv("switch", "begin", "agent", "--code", new, command="osmoda-watch")
+    with watch.world.popen(begin, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as going:
+        watch.wait_for_line("agent", "generation 2")
+        assert switched(watch)["phase"] == "switching"
+        said = watch.run("switch", "rollback", "agent", timeout=30).stdout
+        assert said.startswith("agent: rolled back to generation 1 since ")
+        assert "by hand" in said
+        going.wait(30)
+    runs(watch, 1)

@@ -8,12 +8,14 @@ import subprocess
 
 import pytest
 
+from osmoda.host import features
 from osmoda.sandbox.grants import excess
 from osmoda.sandbox.profile import Profile
 from osmoda.supervisor.confining import sandboxing_directives
 from osmoda.supervisor.confining.confinement import confine
 from osmoda.supervisor.errors import UnitError
 from osmoda.supervisor.units import directives
+from tests.compiled import host
 from tests.written_units import unit
 
 SYSTEMD = "/usr/lib/systemd/systemd"
@@ -276,6 +278,7 @@ def test_identities(written):
     assert "agent.service:3: User=daemon cannot be enforced" in said.replace("agent.service:2", "agent.service:3")
     if own == 0:
         assert confine(written("tier = 1", "User=daemon\nDynamicUser=yes")).profile.tier == 1
+        assert "User=daemon cannot be" in refused(written("tier = 1", "User=daemon\nDynamicUser=yes\nDynamicUser=no"))
 
 
 def test_a_workspace_needs_a_directory(written, tmp_path):
@@ -433,6 +436,26 @@ def test_own_directories_have_to_be_there_and_granted(written, monkeypatch, tmp_
     assert dict(profile.environment.set)["STATE_DIRECTORY"] == str(state)
     assert "has the mode 0700" in refused(written(grants, "StateDirectory=agent\nStateDirectoryMode=0750"))
     assert f"{state} may not be written" in refused(written("tier = 1", "StateDirectory=agent"))
+
+
+def test_of_one_path_the_stricter_line_holds(written, tmp_path):
+    """As systemd has it; what is spared lies in what is read-only, and not around it."""
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    grants = f'tier = 1\n[filesystem]\nwrite = ["{tree}"]'
+    for read_only in ("ReadOnlyPaths", "BindReadOnlyPaths"):
+        assert f"ReadWritePaths={tree} cannot be" in refused(
+            written(grants, f"{read_only}={tree}\nReadWritePaths={tree}")
+        )
+
+
+@pytest.mark.parametrize("line", ["MemoryMax=64M", "CPUQuota=50%"])
+def test_a_limit_that_the_profile_gives_up_is_none(written, monkeypatch, line):
+    """`degrade` is the profile's word for its own limits, and not for those of a unit."""
+    monkeypatch.setattr(features, "probe", lambda: host(controllers=(), machine=os.uname().machine))
+    profile = 'tier = 1\ndegrade = ["memory", "cpu"]'
+    assert confine(written(profile)).profile.tier == 1
+    assert "this host has no controller for it" in refused(written(profile, line))
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ class Acts:
 def held(profile, main=0):
     text = f"schema = 1\n{profile}\n"
     confined = Confined(profile_file.load_text(text, "a.toml", "/"), "", ())
-    return SimpleNamespace(prepared=SimpleNamespace(confined=confined), machine=SimpleNamespace(main_pid=main))
+    return SimpleNamespace(confined=(confined,), machine=SimpleNamespace(main_pid=main))
 
 
 def units_of(tree, operator=0):

@@ -135,6 +135,19 @@ def test_an_end_cannot_be_put_off_for_ever(asked):
     assert play.wait() == [Kill("main")]
 
 
+def test_a_start_cannot_be_put_off_for_ever():
+    """Else a program could run on without a check or a watchdog, and a switch to it never come to its probation."""
+    play = Play(type="notify", timeout_start=2.0)
+    play.hear(StartAsked())
+    play.hear(Started("main", 7))
+    began = play.now
+    for _ in range(100):
+        play.notify("EXTEND_TIMEOUT_USEC=3600000000", after=0.1)
+    assert play.machine.deadline() == began + 20
+    assert Signal("main", SIGTERM, everyone=True) in play.wait()
+    assert "start took too long" in play.said
+
+
 def test_a_killed_sandbox_that_stays_is_killed_again():
     play = Play(timeout_stop=5.0)
     play.up()
@@ -581,6 +594,9 @@ def test_no_process_of_it_says_which_its_main_one_is():
     assert play.notify("MAINPID=1\nERRNO=5") == []
     assert (play.machine.main_pid, play.machine.errno) == (42, 5)
     assert any("MAINPID=" in line for line in play.said)
+    for _ in range(5):
+        play.notify("MAINPID=1")
+    assert len([line for line in play.said if "MAINPID=" in line]) == 1, "a flood of it is one line"
 
 
 def test_the_last_commands_may_not_hang_either():

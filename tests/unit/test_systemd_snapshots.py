@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import time
+from dataclasses import replace
+
 import pytest
 
+from osmoda.sandbox.processes import Running
 from osmoda.supervisor.command import status_words
 from osmoda.supervisor.systemd import snapshots as systemd_snapshots
 
@@ -78,3 +84,46 @@ def test_lines_of_the_journal():
     forged = systemd_snapshots.line(entry | {"_COMM": "systemd", "_TRANSPORT": "stdout"})
     assert (forged["unit"], forged["stream"], forged["pid"]) == ("a.service", "stdout", 17)
     assert systemd_snapshots.line(entry | {"MESSAGE": [104, 105, 255]})["text"] == "hi\\xff"
+
+
+# What it runs under is what the kernel shows, and not what its files say.
+
+
+@pytest.fixture
+def agent(tmp_path, monkeypatch):
+    """A unit of tier 1, and what systemd would say of it while process `pid` is its main one."""
+    (tmp_path / "agent.service").write_text("[Service]\nExecStart=/usr/bin/true\n[X-Osmoda]\nTier=1\n")
+    monkeypatch.setattr(systemd_snapshots, "systemd_path", lambda: [str(tmp_path)])
+    shown = FAILED | {"ActiveState": "active", "SubState": "running", "Result": "success", "DropInPaths": []}
+
+    def look(pid, *running):
+        return systemd_snapshots.of("agent.service", shown | {"MainPID": pid}, running, brief=False)
+
+    return look
+
+
+def test_a_unit_that_systemd_has_started_without_its_drop_in_has_no_tier(agent):
+    with subprocess.Popen(["/usr/bin/cat"], stdin=subprocess.PIPE) as process:
+        found = agent(process.pid)
+        process.stdin.close()
+    assert found["problem"].startswith("it runs outside of any sandbox")
+    assert not {"tier", "profile", "plan"} & {*found}
+    assert "outside of any sandbox" in "\n".join(status_words.status(found, []))
+    assert agent(0)["tier"] == 1  # it does not run: so it would
+
+
+def test_a_sandbox_that_was_started_before_its_files_changed_is_not_called_by_the_new_plan(agent, tmp_path):
+    one = Running(f"{os.getpid():x}-1", 1, "agent", 7, 0, "true", 8, 2, 1 << 20, 0.1, 0.0, age=0.5)
+    file = tmp_path / "agent.service"
+    before = time.time() - 7200
+    os.utime(file, (before, before))
+    found = agent(os.getpid(), one)
+    assert (found["tier"], found["notes"], len(found["plan"])) == (1, [], 64)
+    later = time.time() + 7200
+    os.utime(file, (later, later))
+    stale = agent(os.getpid(), one)
+    assert (stale["tier"], stale["plan"]) == (1, "")
+    assert "the one from before" in stale["notes"][0]
+    assert "Plan" not in "\n".join(status_words.status(stale, []))
+    other = agent(os.getpid(), replace(one, tier=2))
+    assert (other["tier"], other["plan"]) == (2, "")

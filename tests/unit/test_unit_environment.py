@@ -132,6 +132,25 @@ def test_no_link_is_followed_where_the_agent_writes(tmp_path, name):
         assert environment.read_file(file, written=(str(tree),)) == {"OWN": "1"}
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="makes links of another user's")
+@pytest.mark.parametrize("name", ["agent.env", "conf/agent.env"])
+def test_a_link_of_another_user_leads_to_no_file_that_is_not_theirs(tmp_path, name):
+    """A daemon of root's would hand out what only root may read, to whoever owns the folder of an agent."""
+    secret, home = tmp_path / "secret", tmp_path / "home"
+    secret.mkdir()
+    home.mkdir()
+    (secret / "agent.env").write_text("TOKEN=of-somebody-else\n")
+    link = home / name.partition("/")[0]
+    link.symlink_to(secret if link.name == "conf" else secret / "agent.env")
+    file = EnvironmentFile(f"{home}/{name}", False, ORIGIN)
+    assert environment.read_file(file) == {"TOKEN": "of-somebody-else"}, "a link of root's is followed"
+    os.chown(link, 12345, 12345, follow_symlinks=False)
+    with pytest.raises(UnitError, match="through a link of another user's to a file that is not that user's"):
+        environment.read_file(file)
+    os.chown(secret / "agent.env", 12345, 12345)
+    assert environment.read_file(file) == {"TOKEN": "of-somebody-else"}, "what is theirs is theirs to give"
+
+
 @pytest.mark.parametrize(("granted", "named"), [("alias", "tree"), ("tree", "alias"), ("alias", "alias")])
 def test_no_such_link_is_followed_under_another_name_of_the_tree(tmp_path, granted, named):
     (tmp_path / "tree").mkdir()
