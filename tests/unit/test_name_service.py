@@ -18,7 +18,7 @@ from osmoda.egress.name_service import DEADLINE, MOST_STREAMS, QUERIES_PER_SECON
 from osmoda.egress.name_table import NameTable
 from osmoda.egress.resolver import Found, Refused
 
-PATIENCE = 10.0
+PATIENCE = 30.0
 
 
 class Serving:
