@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from osmoda.egress.loop import Loop, Timer
     from osmoda.egress.session import Session
 
-SEARCH_SECONDS = 1.0
+SEARCH_SECONDS = 5.0
 _ENOUGH_SECONDS = 0.25  # then gateways that have not answered are no longer waited for, when another one has the agent
 _CONNECT_SECONDS = visits.CONNECT_SECONDS + 0.5
 _ABSENT_SECONDS = 0.5  # in which what nobody has is not asked for again: each time costs every gateway something

@@ -21,7 +21,7 @@ from osmoda.host import paths
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-SECONDS = 2.0
+SECONDS = 5.0
 """How long gateways have to answer."""
 
 LOADING_SECONDS = 15.0

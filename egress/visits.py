@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from osmoda.egress.gateway import Gateway
     from osmoda.egress.session import Session
 
-CONNECT_SECONDS = 1.0
+CONNECT_SECONDS = 5.0
 MOST_VISITS = 4096  # that other gateways pass on, each of which keeps a control connection
 
 _DEAF_SECONDS = 0.1

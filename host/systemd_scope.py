@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from dbus_fast import Message
     from dbus_fast.aio import MessageBus
 
-PATIENCE = 5.0  # seconds for the manager to do it, from when it was asked
+PATIENCE = 10.0  # seconds for the manager to do it, from when it was asked
 _START = 30.0  # seconds for the child that asks to load what it needs
 _ASKING, _DONE = b"?", b"+"
 _BUS = "org.freedesktop.DBus"

@@ -64,7 +64,7 @@ class Sampler:
         self._looked = 0.0
 
     def look(self) -> Sample:
-        """What runs now. Takes up to two seconds where a gateway does not answer."""
+        """What runs now. Takes up to five seconds where a gateway does not answer."""
         note = ""
         served: dict[str, Served] = {}
         try:

@@ -119,10 +119,10 @@ class Gateway:
                 done.set()
 
         self.loop.call_from_thread(called)
-        assert done.wait(10)
+        assert done.wait(30)
         return result[0]
 
-    def turn_until(self, condition: Callable[[], object], seconds: float = 10.0) -> None:
+    def turn_until(self, condition: Callable[[], object], seconds: float = 30.0) -> None:
         """Run the loop in this thread until something is so."""
         late: list[bool] = []
         deadline = self.loop.call_later(seconds, lambda: late.append(True))

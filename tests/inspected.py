@@ -17,7 +17,7 @@ from osmoda.egress.inspection import InspectedConnection, Inspector
 from osmoda.egress.loop import Loop
 from osmoda.egress.policy import Grant
 
-PATIENCE = 10.0
+PATIENCE = 30.0
 NAME = "api.example"
 PLACEHOLDER = "sk-Ab3dEf6hIj9kLm2nOp5q"
 VALUE = "sk-REALrealREALreal1234"

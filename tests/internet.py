@@ -260,7 +260,7 @@ def _connect(outside: Machine, servers: Machine) -> None:
 def _furnish(outside: Machine, folder: Path, authority: TestAuthority) -> None:
     """The files by which programs find names and trust, in this machine's own view."""
     files = {
-        "resolv.conf": f"nameserver {names.DNS_IPV4}\noptions timeout:2 attempts:2\n",
+        "resolv.conf": f"nameserver {names.DNS_IPV4}\noptions timeout:2 attempts:4\n",
         "hosts": "127.0.0.1 localhost\n::1 localhost\n",
         "nsswitch.conf": "passwd: files\ngroup: files\nshadow: files\nhosts: files dns\nservices: files\n",
     }

@@ -24,7 +24,7 @@ from tests.worlds import make_directories
 
 PR_SET_CHILD_SUBREAPER = 36
 # Seconds in which the kernel may finish taking down what a test has ended.
-PATIENCE = float(os.environ.get("OSMODA_TEST_PATIENCE", "10"))
+PATIENCE = float(os.environ.get("OSMODA_TEST_PATIENCE", "30"))
 libc = ctypes.CDLL(None, use_errno=True)
 
 # What the lanes beside the tests name the control groups in which they have a systemd of their own.

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from osmoda.egress.loop import Loop
 
-PATIENCE = 10.0  # seconds, after which something did not happen
+PATIENCE = 30.0  # seconds, after which something did not happen
 
 
 def until(loop: Loop, condition: Callable[[], object]) -> None:

@@ -138,13 +138,7 @@ def in_records(flight, size):
 class Tls:
     """A TLS client that shows its first flight before it is sent."""
 
-    def __init__(self, client, sni, verify, alpn, shape):
-        context = ssl.create_default_context() if verify else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        if not verify:
-            context.check_hostname = False
-            context.verify_mode = ssl.CERT_NONE
-        if alpn:
-            context.set_alpn_protocols(alpn)
+    def __init__(self, client, sni, context, shape):
         self.client = client
         self.shape = shape
         self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -197,8 +191,15 @@ def tls(
 
     got = b""
     version = names = ""
+    # Made before there is a connection: who is refused is not waited for while it reads certificates.
+    context = ssl.create_default_context() if verify else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    if not verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    if alpn:
+        context.set_alpn_protocols(alpn)
     with connected(host, port, family, seconds) as client:
-        conversation = Tls(client, host if sni is None else sni, verify, alpn, shape)
+        conversation = Tls(client, host if sni is None else sni, context, shape)
         try:
             conversation.until(conversation.session.do_handshake)
             version = conversation.session.version()
@@ -289,7 +290,7 @@ def datagram(host, port, send="x", family=0, seconds=3, bound=""):
         return {"end": "", "got": client.recv(65536).decode("latin-1")}
 
 
-def dns(name=None, labels=(), kind=1, tcp=False, server="", seconds=5, family=4):
+def dns(name=None, labels=(), kind=1, tcp=False, server="", seconds=20, family=4):
     """Ask a name server, by default the one of resolv.conf; labels may hold any byte."""
     if not server:
         with open("/etc/resolv.conf") as file:

@@ -35,7 +35,7 @@ ATTACKS: dict[str, Attack] = {}
 """Every attack and probe by name, in the order in which they are made."""
 
 
-def attack(family: str, title: str, *, privileged: bool = False, seconds: float = 3.0) -> Callable[[Action], Action]:
+def attack(family: str, title: str, *, privileged: bool = False, seconds: float = 20.0) -> Callable[[Action], Action]:
     """Add the decorated function under its own name."""
 
     def add(action: Action) -> Action:
@@ -47,7 +47,7 @@ def attack(family: str, title: str, *, privileged: bool = False, seconds: float 
 
 
 def add_attack(
-    name: str, family: str, title: str, action: Action, *, privileged: bool = False, seconds: float = 3.0
+    name: str, family: str, title: str, action: Action, *, privileged: bool = False, seconds: float = 20.0
 ) -> None:
     """Add one under a name of its own."""
     assert name not in ATTACKS, name

@@ -97,14 +97,14 @@ def left_open(facts: Facts) -> str:
     raise Refused(_EBADF, "openat", (), ("descriptor",))
 
 
-@attack(FAMILY, "write to the launcher's program (CVE-2019-5736)", seconds=6.0)
+@attack(FAMILY, "write to the launcher's program (CVE-2019-5736)")
 def overwrite_program(facts: Facts) -> str:
     """Hold the program of pid 1 by /proc/1/exe, and open it for writing when it no longer runs."""
     pid = facts["init"]
     about = ("init", f"/proc/{pid}/exe")
     held = call("openat", -100, f"/proc/{pid}/exe".encode(), posix.O_PATH, 0, about=about)
     call("kill", pid, 9, about=about)
-    for _ in range(200):
+    for _ in range(1000):
         try:
             call("openat", -100, f"/proc/self/fd/{held}".encode(), posix.O_WRONLY, 0, about=about)
         except Refused as refused:

@@ -82,7 +82,7 @@ def mount_in_user_namespace(_: Facts) -> str:
     return "a file system over /proc"
 
 
-@attack(FAMILY, "run a set-user-id program as its owner", seconds=5.0)
+@attack(FAMILY, "run a set-user-id program as its owner")
 def set_user_id(_: Facts) -> str:
     """A program that waits for a password, on a pipe that says nothing: what it runs as is seen meanwhile."""
     if posix.geteuid() == 0:

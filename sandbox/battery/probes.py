@@ -60,7 +60,7 @@ def _address_of(facts: Facts, name: str, about: tuple[object, ...]) -> str:
     """The address that the resolver inside gives for `name`."""
     family, packed = internet(facts["resolver"], 53)
     one = _socket.socket(fileno=connected(family, _socket.SOCK_DGRAM, packed, *about))
-    one.settimeout(5.0)
+    one.settimeout(15.0)
     try:
         one.send(_question(name, _A))
         answer = one.recv(1500)
@@ -75,12 +75,12 @@ def _address_of(facts: Facts, name: str, about: tuple[object, ...]) -> str:
     return _socket.inet_ntoa(answer[place + 12 : place + 16])
 
 
-@attack(FAMILY, "resolve", seconds=8.0)
+@attack(FAMILY, "resolve")
 def resolve(facts: Facts, name: str) -> str:
     return f"it leads to {_address_of(facts, name, ('name', name, 0))}"
 
 
-@attack(FAMILY, "connect to", seconds=10.0)
+@attack(FAMILY, "connect to")
 def connect(facts: Facts, name: str, port: int) -> str:
     """Whether it is refused is known from the gateway: it may leave the connection open to tell the client why.
 

@@ -30,7 +30,7 @@ def _count(at: int, most: int, refused: Refused | None) -> str:
     raise Refused(refused.number, refused.call, refused.registers, ("limit", at))
 
 
-@attack("limits", "make more processes than process.pids", seconds=15.0)
+@attack("limits", "make more processes than process.pids")
 def processes(_: Facts, most: int) -> str:
     """Each waits for the end of the pipe, and so do all the others."""
     hold, release = posix.pipe()
@@ -54,7 +54,7 @@ def processes(_: Facts, most: int) -> str:
     return _count(made, most, refused)
 
 
-@attack("limits", "make more threads than process.pids", seconds=15.0)
+@attack("limits", "make more threads than process.pids")
 def threads(_: Facts, most: int) -> str:
     hold, release = posix.pipe()
     _thread.stack_size(65536)
@@ -70,7 +70,7 @@ def threads(_: Facts, most: int) -> str:
     return _count(made, most, refused)
 
 
-@attack("limits", "open more files than process.limits.open_files", seconds=10.0)
+@attack("limits", "open more files than process.limits.open_files")
 def descriptors(_: Facts, most: int) -> str:
     soft, hard = syscalls.prlimit_get(_RLIMIT_NOFILE)
     if 0 <= soft != hard:
@@ -87,7 +87,7 @@ def descriptors(_: Facts, most: int) -> str:
     return _count(made, most, refused)
 
 
-@attack("limits", "take more memory than process.memory", seconds=10.0)
+@attack("limits", "take more memory than process.memory")
 def memory(_: Facts, most: int) -> str:
     """Touched page by page; where a control group limits it, the kernel ends this process."""
     taken = []
@@ -99,13 +99,13 @@ def memory(_: Facts, most: int) -> str:
     return f"{most >> 20}M were had"
 
 
-@attack("limits", "take more address space than process.limits.address_space", seconds=5.0)
+@attack("limits", "take more address space than process.limits.address_space")
 def address_space(_: Facts, most: int) -> str:
     call("mmap", 0, most, 0, 0x22, 0xFFFFFFFFFFFFFFFF, 0, about=("limit", most))  # MAP_PRIVATE | MAP_ANONYMOUS
     return f"{most >> 20}M were had"
 
 
-@attack("limits", "write a larger file than process.limits.file_size", seconds=5.0)
+@attack("limits", "write a larger file than process.limits.file_size")
 def file_size(facts: Facts, most: int) -> str:
     _signal.signal(_SIGXFSZ, _signal.SIG_IGN)  # else it ends the process before the error is seen (setrlimit(2))
     path = f"{facts['scratch']}/large"
@@ -118,7 +118,7 @@ def file_size(facts: Facts, most: int) -> str:
     return "the file is larger"
 
 
-@attack("limits", "fill more of a scratch place than filesystem.tmp", seconds=10.0)
+@attack("limits", "fill more of a scratch place than filesystem.tmp")
 def scratch(facts: Facts, place: str, most: int) -> str:
     """Blocks are reserved, not written: tmpfs counts both. Where no file may be so large, the kernel is asked."""
     folder = place if facts["inside"] else facts["scratch"]
@@ -136,7 +136,7 @@ def scratch(facts: Facts, place: str, most: int) -> str:
     return f"{most >> 20}M were had"
 
 
-@attack("limits", "make more files than a scratch place may hold", seconds=10.0)
+@attack("limits", "make more files than a scratch place may hold")
 def inodes(facts: Facts, place: str, most: int) -> str:
     folder = place if facts["inside"] else facts["scratch"]
     made, refused = 0, None

@@ -14,7 +14,7 @@ FAMILY = "sockets"
 
 _UNIX, _INET, _INET6, _NETLINK, _PACKET, _VSOCK = 1, 2, 10, 16, 17, 40
 _STREAM, _DGRAM, _RAW = 1, 2, 3
-_SECONDS = 1.0
+_SECONDS = 10.0
 
 
 def connected(family: int, kind: int, packed: bytes, *about: object) -> int:

@@ -36,7 +36,7 @@ GOOD = frozenset({STOPPED, WORKS, GRANTED, NO_CONTROL})
 _NAMES = ("resolve", "connect")
 # Spoil what others attack, and so come last.
 _LAST = ("overwrite-program", "stay")
-_PATIENT = 2  # seconds that what has been ended may take to be gone
+_PATIENT = 20  # seconds that what has been ended may take to be gone
 # What a profile may grant by name, although the battery attacks it: the attack, the path, and how.
 _GRANTABLE = {
     "read-shadow": ("/etc/shadow", "read"),

@@ -264,10 +264,10 @@ def test_mounts_are_its_own(tmp_path):
 WRITE = "open({folder!r} + '/new', 'w').close(); os.unlink({folder!r} + '/new')"
 READ = "return open({folder!r} + '/file').read()"
 PART = "return open({folder!r} + '/part/file').read()"
-CONNECT = "socket.create_connection(('host.osmoda', {port}), 10).close()"
+CONNECT = "socket.create_connection(('host.osmoda', {port}), 30).close()"
 LOOPBACK = """
 server = socket.create_server(('127.0.0.1', 0))
-socket.create_connection(server.getsockname(), 10).close()
+socket.create_connection(server.getsockname(), 30).close()
 """
 
 

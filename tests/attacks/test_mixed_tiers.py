@@ -33,7 +33,7 @@ def tried(act):
     return "done"
 
 def connect(host, port):
-    socket.create_connection((host, port), 10).close()
+    socket.create_connection((host, port), 30).close()
 
 def abstract(name):
     with socket.socket(socket.AF_UNIX) as probe:
@@ -81,7 +81,7 @@ class Support:
         self._abstract = abstract
 
     def ask(self, method: str, path: str, value: object = None) -> dict[str, Any]:
-        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=20)
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=30)
         try:
             connection.request(method, path, json.dumps(value) if value is not None else None)
             answer: dict[str, Any] = json.loads(connection.getresponse().read())

@@ -94,7 +94,7 @@ def greeting(address: str, port: int, internet: Internet) -> Iterator[None]:
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
 def test_services_on_the_loopback_of_the_host(attacker: Sandboxed, web: Internet, address: str) -> None:
     """Control: it greets outside. Layer: the sandbox's own lo, and for names the gateway."""
-    step: Step = {"do": "talk", "host": address, "port": 7777, "seconds": 3}
+    step: Step = {"do": "talk", "host": address, "port": 7777, "seconds": 20}
     with greeting(address, 7777, web):
         assert attacker.outside(step)[0]["got"] == "hello from the host"
         visit = attacker.visit(step, allow=ALLOW)
@@ -261,7 +261,7 @@ def test_ports_of_another_sandbox(attacker: Sandboxed, web: Internet) -> None:
     profile = serving.profile('allow = ["www.example.test"]\nserve = [8082]', name="writer")
     words = ["run", "--profile", str(profile), "--workspace", str(attacker.work), "--", PYTHON, "-u", "-c", source]
     steps: list[Step] = [
-        {"do": "talk", "host": host, "port": 8082, "family": family, "seconds": 3}
+        {"do": "talk", "host": host, "port": 8082, "family": family, "seconds": 20}
         for host in ("writer.agent", "localhost", "www.example.test")
         for family in FAMILIES
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -64,11 +65,9 @@ def test_a_granted_folder_swapped_for_a_link_during_the_set_up(attacker: Attacke
     """Checked as a folder, opened as a link: won by whoever resolves a path twice."""
     if grant == "write" and attacker.tier == 2:
         grant = "read"
-    for _ in range(10_000):  # the control: a program that opens by name is led astray soon
-        if (swapped / "file").read_text().strip() == SECRET:
-            break
-    else:
-        pytest.fail("the control never read the secret")
+    until = time.monotonic() + 30
+    while (swapped / "file").read_text().strip() != SECRET:
+        assert time.monotonic() < until, "the control: a program that opens by name is led astray soon"
     found = {reads(attacker, swapped, [f"--{grant}", str(swapped)]) for _ in range(RACES)}
     # Whoever looks, looks once: the compiler walks the path itself, openat2 takes no link (RESOLVE_NO_SYMLINKS).
     assert {answer for answer in found if not answer.startswith("osmoda-sandbox: ")} <= {"harmless"}
@@ -77,7 +76,9 @@ def test_a_granted_folder_swapped_for_a_link_during_the_set_up(attacker: Attacke
 def led_astray(path: str, private: str) -> dict[str, int]:
     """How often of many times each way to look at `path` ends in the private folder."""
     found = dict.fromkeys(("a program", "the compiler", "the launch"), 0)
-    for _ in range(4000):
+    rounds, until = 0, time.monotonic() + 30
+    while rounds < 4000 or (found["a program"] <= 100 and time.monotonic() < until):
+        rounds += 1
         fd = os.open(path, os.O_PATH)
         found["a program"] += os.readlink(f"/proc/self/fd/{fd}") == private
         os.close(fd)
@@ -228,7 +229,7 @@ def test_a_denied_file_that_the_host_replaces_ends_the_sandbox(attacker: Attacke
         replace(granted / "file", "another\n", attacker)  # nothing covers that: it goes on
         assert running.poll() is None
         replace(hidden, SECRET + "\n", attacker)
-        _, errors = running.communicate(timeout=20)
+        _, errors = running.communicate(timeout=60)
     assert running.returncode == 125
     assert f"the sandbox was ended: {hidden} was replaced on the host" in errors
 
@@ -253,7 +254,7 @@ def test_an_edit_does_not_take_the_pin_from_a_profile_in_the_workspace(attacker:
         assert running.stdout is not None
         before = running.stdout.readline()
         edit = attacker.world.egress("allow", str(profile), "b.example")
-        after, _ = running.communicate("go\n", timeout=20)
+        after, _ = running.communicate("go\n", timeout=60)
     assert before.strip() not in ("", "0")
     assert after.strip() not in ("", "0"), "the mounts still hold it"
     assert edit.returncode == 125

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 import threading
 from pathlib import Path
 
@@ -55,6 +56,18 @@ def test_data_is_put_back_where_nobody_interferes(place: Place) -> None:
     assert (place.data / "first").read_text() == "of the agent"
     assert (place.data / "inner" / "file").read_text() == "of the agent"
     assert (place.home / "data.set-aside-by-switch-1" / "first").read_text() == "of the new generation"
+
+
+def test_by_their_names_all_of_these_lead_to_the_victim(place: Place) -> None:
+    """The control: whoever writes, copies or removes what a name leads to does it there."""
+    place.replace(place.data)
+    (place.data / "planted").write_text("of the agent")
+    assert sorted(os.listdir(place.victim)) == ["planted", "precious"]
+    shutil.copytree(place.data, place.copy)
+    assert Path(place.copy, "precious").read_text() == "of the host"
+    for name in os.listdir(place.data):
+        (place.data / name).unlink()
+    assert os.listdir(place.victim) == []
 
 
 @pytest.mark.parametrize("below", ["", "inner"])

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 
@@ -107,24 +108,24 @@ def test_set_while_a_sandbox_runs(world: World, clock: Clock, days: int) -> None
     """A time-out comes neither at once nor never, and who has time left keeps it."""
     there = with_clock(world, clock)
     lines = {
-        "short": ["run", "--timeout", "1.5", "--", "sh", "-c", "echo up; exec sleep 60"],
-        "long": ["run", "--timeout", "60", "--", "sh", "-c", "echo up; sleep 0.5; echo done"],
+        "short": ["run", "--timeout", "8", "--", "sh", "-c", "echo up; exec sleep 60"],
+        "long": ["run", "--timeout", "60", "--", "sh", "-c", "echo up; read go; echo done"],
     }
     assert there.osmoda("run", "--", "true").returncode == 0
     began = time.monotonic()
     running = {
-        name: there.popen(world.osmoda_argv(*words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        name: there.popen(world.osmoda_argv(*words), stdin=PIPE, stdout=PIPE, stderr=PIPE, text=True)
         for name, words in lines.items()
     }
     for process in running.values():
         assert process.stdout is not None
         assert process.stdout.readline() == "up\n"
     clock.set(days * DAY)
-    output, errors = running["long"].communicate(timeout=50)
+    output, errors = running["long"].communicate("go\n", timeout=50)
     assert (running["long"].returncode, output, errors) == (0, "done\n", "")
     output, errors = running["short"].communicate(timeout=50)
     assert (running["short"].returncode, output) == (124, "")
-    assert 1.4 <= time.monotonic() - began < 15
+    assert 7.5 <= time.monotonic() - began < 55
 
 
 @pytest.mark.parametrize("days", [1, -1])
@@ -151,7 +152,7 @@ def try_one(launch: Launch, stage: Stage, clock: Clock, days: int) -> None:
     finally:
         clock.set(0)
     assert finished(ended), ended
-    assert ended.seconds < 15
+    assert ended.seconds < 25
 
 
 @pytest.mark.parametrize("world", ["root"], indirect=True)
@@ -161,7 +162,7 @@ def test_a_monotonic_clock_that_began_elsewhere(world: World) -> None:
     began = time.monotonic()
     ended = world.run([*ahead, *world.osmoda_argv("run", "--timeout", "1", "--", "sleep", "60")])
     assert ended.returncode == 124, ended.stderr
-    assert 1 <= time.monotonic() - began < 10
+    assert 1 <= time.monotonic() - began < 50
 
 
 def test_edits_are_not_missed_when_the_clock_is_set_back() -> None:

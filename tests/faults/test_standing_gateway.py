@@ -48,7 +48,7 @@ class Service:
 
     def worker(self) -> int:
         """The worker that there is; waits for it, since one that was killed is replaced."""
-        end = time.monotonic() + 20
+        end = time.monotonic() + 30
         while time.monotonic() < end:
             text = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text()
             workers = [pid for pid in map(int, text.split()) if alive(pid)]
@@ -67,7 +67,7 @@ class Service:
         assert self.process.stderr is not None
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, number)
-        self.process.wait(20)
+        self.process.wait(30)
         self.process.stderr.close()
 
 
@@ -112,9 +112,9 @@ def try_one(launch: Launch, stage: Stage, victim: str) -> None:
         worker = service.worker()
         pid = worker if victim == "worker" else service.pid
         ended = launch.held(stage, lambda _: service.kill(pid))
-        assert ended.seconds < 15
+        assert ended.seconds < 25
         gateway_died(ended)
-        until = time.monotonic() + 5
+        until = time.monotonic() + 30
         while ended.held and alive(worker):
             assert time.monotonic() < until, "the worker outlives the service"
             time.sleep(0.01)
@@ -137,7 +137,7 @@ def test_a_service_that_is_stopped_is_not_waited_for_for_ever(launches: Callable
         try:
             began = time.monotonic()
             done = launch.world.run(launch.argv())
-            assert time.monotonic() - began < 25
+            assert time.monotonic() - began < 50
             assert (done.returncode, done.stdout) == (125, "")
             assert "the gateway has not answered within" in sentence(done.stderr)
         finally:

@@ -1,14 +1,16 @@
 """Fuzz the parsers: `python -m tests.fuzz SECONDS [NAME…]`, for example `python -m tests.fuzz 20 hello dns`.
 
 Each target runs for SECONDS in a process of its own, two at a time, beginning with its kept corpus. What it finds of
-interest stays in a working folder; `--keep` makes the smallest set of it and of the corpus the new corpus. Exit status
-1: an input crashed a target, took too long or too much memory; it is named, and stays in the working folder.
+interest goes to a working folder; `--keep` makes the smallest set of it and of the corpus the new corpus. Exit status
+1: an input crashed a target, took too long or too much memory; it is named, and stays in the working folder. Otherwise
+that folder is removed, unless it was named with `--work`.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -82,6 +84,8 @@ def main() -> int:
         for name in names:
             before, after = corpora.replace(name, [path.read_bytes() for path in (work / name / "new").iterdir()])
             print(f"{name}: {before} inputs in the corpus before, {after} now")
+    if not failed and arguments.work is None:
+        shutil.rmtree(work)
     return int(failed)
 
 

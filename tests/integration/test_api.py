@@ -205,18 +205,25 @@ def test_every_kind_of_end(world: World) -> None:
     assert found["after"] == 0
 
 
+# Time-outs in seconds: on a busy machine a program may not get to its first word in the shorter ones.
+TIMES = (0.2, 3.0, 20.0)
+
+
 def timing_out() -> dict[str, Any]:
     sandbox = Sandbox(tier=2)
     script = "echo begun; sleep 1000 & sleep 1000"
-    error = caught(TimedOut, sandbox.run, ["sh", "-c", script], timeout=0.2, capture_output=True)
-    assert isinstance(error, TimedOut)
-    quick = error.result.duration < 1.9  # after two seconds more it would have been killed
-    return {"text": str(error), "said": error.result.stdout, "flag": error.result.timed_out, "quick": quick}
+    for seconds in TIMES:
+        error = caught(TimedOut, sandbox.run, ["sh", "-c", script], timeout=seconds, capture_output=True)
+        assert isinstance(error, TimedOut)
+        assert str(error) == f"sh did not end within {seconds:g} s"
+        if error.result.stdout:
+            break
+    return {"said": error.result.stdout, "flag": error.result.timed_out, "signal": error.result.signal}
 
 
 def test_a_time_out_tells_what_was_written(world: World) -> None:
-    expected = {"text": "sh did not end within 0.2 s", "said": b"begun\n", "flag": True, "quick": True}
-    assert world.call(timing_out) == expected
+    # It is asked to end, which it does; two seconds later it would have been killed.
+    assert world.call(timing_out) == {"said": b"begun\n", "flag": True, "signal": signal.SIGTERM}
 
 
 def signalled() -> list[int]:
@@ -271,8 +278,8 @@ def costs() -> dict[str, float]:
 def test_times_and_memory_are_plausible(world: World) -> None:
     found = world.call(costs)
     assert 0.01 < found["busy"] <= found["busy_wall"] * os.cpu_count() + 0.05
-    assert found["idle"] < 0.1
-    assert 0.3 <= found["idle_wall"] < 5
+    assert found["idle"] < 0.2
+    assert 0.3 <= found["idle_wall"] < 50
     assert found["large"] >= 64 << 20
     assert 100_000 < found["small"] < 32 << 20
 
@@ -308,10 +315,14 @@ def with_asyncio() -> dict[str, Any]:
         sandbox = Sandbox(tier=2)
         one = await sandbox.run_async(["sh", "-c", "cat; echo err >&2; exit 4"], input=b"in", capture_output=True)
         large = await sandbox.run_async(["cat"], input=bytes(3_000_000), capture_output=True)
-        try:
-            await sandbox.run_async(["sh", "-c", "echo begun; sleep 1000"], timeout=0.2, capture_output=True)
-        except TimedOut as error:
-            said = error.result.stdout
+        said = None
+        for seconds in TIMES:
+            try:
+                await sandbox.run_async(["sh", "-c", "echo begun; sleep 1000"], timeout=seconds, capture_output=True)
+            except TimedOut as error:
+                said = error.result.stdout
+            if said:
+                break
         try:
             await sandbox.run_async(["false"], check=True)
         except CommandFailed as error:
@@ -365,7 +376,7 @@ def cancelling() -> dict[str, Any]:
         rest = os.read(read, 100)
         os.close(read)
         await loop.shutdown_default_executor()
-        for _ in range(1000):  # pid 1 is killed; the launcher reaps it a moment later
+        for _ in range(3000):  # pid 1 is killed; the launcher reaps it a moment later
             if not children(launcher):
                 break
             await asyncio.sleep(0.01)
@@ -397,7 +408,7 @@ def fifty_threads() -> list[bytes | None]:
 
     def one(number: int) -> bytes | None:
         with sandbox.popen(["sh", "-c", "read -r go; echo $go"], stdin=PIPE, stdout=PIPE) as process:
-            barrier.wait(30)
+            barrier.wait(50)
             return process.communicate(f"{number}\n".encode()).stdout
 
     with ThreadPoolExecutor(50) as pool:

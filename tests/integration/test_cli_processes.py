@@ -52,8 +52,8 @@ def mine(world: World, marker: str) -> list[dict[str, object]]:
 
 
 def test_ps_shows_what_runs_under_which_profile(world: World) -> None:
-    marker = f"mark-{world.name}"
-    with sandbox(world, "sh", "-c", "echo ready; sleep 60 & read line; exit 0", marker) as process:
+    marker = f"mark-{world.name}-{os.getpid()}"
+    with sandbox(world, "sh", "-c", "sleep 60 & echo ready; read line; exit 0", marker) as process:
         (entry,) = mine(world, marker)
         assert (entry["tier"], entry["profile"]) == (2, "tier2")
         assert str(entry["identity"]).startswith(f"{process.pid:x}-")
@@ -72,9 +72,9 @@ def test_ps_shows_what_runs_under_which_profile(world: World) -> None:
 
 
 def test_a_payload_cannot_add_an_entry_or_take_anothers_place(world: World) -> None:
-    marker = f"osmoda-init 1-1 tier-1 forged-{world.name}"
+    marker = f"osmoda-init 1-1 tier-1 forged-{world.name}-{os.getpid()}"
     with sandbox(world, "/usr/bin/python3", "-c", IMPOSTOR, marker):
-        entries = [entry for entry in listed(world).values() if "forged" in json.dumps(entry)]
+        entries = [entry for entry in listed(world).values() if marker in json.dumps(entry)]
         assert len(entries) == 1
         assert entries[0]["identity"] != "1-1"
         assert entries[0]["profile"] == "tier2"
@@ -91,7 +91,7 @@ def test_nor_can_a_process_that_is_in_no_sandbox(world: World) -> None:
 
 
 def test_kill_ends_one_sandbox_and_no_other(world: World) -> None:
-    first, second = f"first-{world.name}", f"second-{world.name}"
+    first, second = f"first-{world.name}-{os.getpid()}", f"second-{world.name}-{os.getpid()}"
     command = ("sh", "-c", "echo ready; read line; exit 7")
     with sandbox(world, *command, first) as ended, sandbox(world, *command, second) as kept:
         (entry,) = mine(world, first)
@@ -145,7 +145,7 @@ def test_kill_ends_the_sandbox_and_not_who_imitates_it(world: World) -> None:
 
 
 def test_kill_with_a_signal_leaves_the_choice_to_the_command(world: World) -> None:
-    marker = f"trap-{world.name}"
+    marker = f"trap-{world.name}-{os.getpid()}"
     script = "trap 'exit 42' HUP; echo ready; while :; do sleep 0.05; done"
     with sandbox(world, "sh", "-c", script, marker) as process:
         (entry,) = mine(world, marker)

@@ -267,7 +267,7 @@ for path in sys.argv[1:]:
         pass
 for host in ("169.254.169.254", "private.example.test", "203.0.113.99"):
     try:
-        with socket.create_connection((host, 80), 5) as connection:
+        with socket.create_connection((host, 80), 30) as connection:
             connection.sendall(b"GET / HTTP/1.0\r\nHost: " + host.encode() + b"\r\n\r\n")
             answer = connection.recv(200)
         print("refused" if b"403" in answer or not answer else "reached", host)
@@ -325,9 +325,10 @@ def test_a_command_that_is_not_there_or_does_not_end(learner: Learner) -> None:
 @as_user
 def test_a_sandbox_that_is_killed_while_it_is_observed_does_not_hang(learner: Learner) -> None:
     world = learner.world
+    marker = f"killed-{os.getpid()}"
     learning = world.popen(
         # No profile that is learned shows all of /opt: under one it ends at once.
-        world.osmoda_argv("learn", "--", "sh", "-c", "[ -d /opt ] || exit 1; echo there >&2; sleep 60 & sleep 60"),
+        world.osmoda_argv("learn", "--", "sh", "-c", "[ -d /opt ] || exit 1; echo there >&2; sleep 60", marker),
         cwd=learner.work,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -337,7 +338,7 @@ def test_a_sandbox_that_is_killed_while_it_is_observed_does_not_hang(learner: Le
     assert learning.stderr is not None
     assert learning.stderr.readline() == "there\n"
     found = json.loads(world.osmoda("ps", "--json", check=True).stdout)
-    (running,) = [one for one in found if "[ -d /opt ]" in json.dumps(one)]  # others may run some, too
+    (running,) = [one for one in found if marker in json.dumps(one)]  # others may run some, too
     world.osmoda("kill", running["identity"], check=True)
     _, errors = learning.communicate(timeout=60)
     assert learning.returncode == 1, errors

@@ -112,7 +112,7 @@ for line in sys.stdin:
     try:
         if command == "open":
             address = socket.getaddrinfo(host, 443, socket.AF_INET if family == "4" else socket.AF_INET6)[0][4]
-            plain = socket.create_connection(address[:2], 10)
+            plain = socket.create_connection(address[:2], 30)
             open_ones[family, host] = context.wrap_socket(plain, server_hostname=host)
         ask(open_ones[family, host], host)
         print("ok", flush=True)
@@ -159,7 +159,7 @@ def test_an_edit_counts_for_open_connections(sandboxed: Sandboxed, web: Internet
         assert profile.read_text() == before
         assert "# kept" in before
         assert say("ask", "other.example.test") == {"ok"}
-        output, errors = inside.communicate(timeout=30)
+        output, errors = inside.communicate(timeout=60)
     ended = sandboxed.ended(inside.returncode, output, errors)
     revoked = [record for record in ended.records if record.get("action") == "revoked"]
     assert {record["name"] for record in revoked} == {"www.example.test", "api.example.test"}
@@ -205,15 +205,15 @@ def test_a_secret_goes_to_its_own_host_and_nowhere_else(sandboxed: Sandboxed, we
 def test_clients_that_say_nothing_or_too_little(sandboxed: Sandboxed, web: Internet) -> None:
     """A deadline ends them; others go on meanwhile."""
     quiet = [
-        *each_family(do="talk", host="www.example.test", port=443, seconds=25),
-        *each_family(do="talk", host="www.example.test", port=80, send=["GET / HT"], seconds=25),
-        *each_family(do="talk", host="www.example.test", port=443, send=["\x16\x03\x01\x02\x00\x01\x00"], seconds=25),
+        *each_family(do="talk", host="www.example.test", port=443, seconds=50),
+        *each_family(do="talk", host="www.example.test", port=80, send=["GET / HT"], seconds=50),
+        *each_family(do="talk", host="www.example.test", port=443, send=["\x16\x03\x01\x02\x00\x01\x00"], seconds=50),
     ]
     visit = sandboxed.visit(*quiet, *tls("www.example.test"), allow=["www.example.test:80,443"], workers=8)
     slow, others = visit.answers[:6], visit.answers[6:]
     assert [answer["end"] for answer in others] == ["agreed"] * 2
     assert {answer["end"] for answer in slow} <= {"eof", "reset"}
-    assert all(8 < answer["seconds"] < 20 for answer in slow), [answer["seconds"] for answer in slow]
+    assert all(8 < answer["seconds"] < 40 for answer in slow), [answer["seconds"] for answer in slow]
     assert len([reason for reason in visit.reasons() if "seconds" in reason]) == 1
 
 

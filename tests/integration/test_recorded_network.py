@@ -143,12 +143,13 @@ def verdicts(world: World) -> list[dict[str, object]]:
 
 def test_what_was_let_through_and_what_was_refused_is_on_it(recorded: World, gateway: str, greeter: int):
     with running(recorded, greeter) as one:
-        assert one.ask("host.osmoda", greeter) == "heard hello"
+        # A gateway that has not been answered by the ledger within its time refuses, on a machine that is busy.
+        eventually(lambda: one.ask("host.osmoda", greeter) == "heard hello")
         assert one.ask("unlisted.example", 443).startswith("error")
         one.end()
-    eventually(lambda: len(verdicts(recorded)) >= 2)
+    eventually(lambda: {"allow", "deny"} <= {one.get("verdict") for one in verdicts(recorded)})
     allowed = [one for one in verdicts(recorded) if one["verdict"] == "allow"]
-    denied = [one for one in verdicts(recorded) if one["verdict"] == "deny"]
+    denied = [one for one in verdicts(recorded) if one["verdict"] == "deny" and one["name"] != "host.osmoda"]
     assert [(one["name"], one["port"], one["action"]) for one in allowed] == [("host.osmoda", greeter, "spliced")]
     assert {one["name"] for one in denied} == {"unlisted.example"}
     assert "not in network.allow" in str(denied[0]["reason"])

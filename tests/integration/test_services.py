@@ -130,8 +130,8 @@ def missing(tier: int, pool: int) -> str:
 
 STUBBORN = """
 trap '' TERM
-sh -c 'trap "echo child was told; exit 0" USR1; echo child; while :; do sleep 1 & wait; done' &
 trap 'echo main was told; exit 3' USR2
+sh -c 'trap "echo child was told; exit 0" USR1; echo child; while :; do sleep 1 & wait; done' &
 while :; do sleep 1 & wait; done
 """
 

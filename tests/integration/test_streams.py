@@ -131,13 +131,13 @@ def test_a_reader_that_leaves_early_ends_the_writer_by_sigpipe(world: World) -> 
         assert process.stdout.read(4) == b"y\ny\n"
         process.stdout.close()
         errors = process.stderr.read()
-        assert process.wait(20) == 128 + signal.SIGPIPE
+        assert process.wait() == 128 + signal.SIGPIPE
     assert errors == b""
 
 
 def test_the_reader_sees_the_end_when_the_command_has_gone(world: World) -> None:
     """What the command left running goes with it and holds no stream open."""
-    result = world.osmoda("run", "--tier", "2", "--", "sh", "-c", "sleep 1000 & echo started", timeout=20)
+    result = world.osmoda("run", "--tier", "2", "--", "sh", "-c", "sleep 1000 & echo started")
     assert (result.returncode, result.stdout) == (0, "started\n")
 
 
@@ -164,24 +164,29 @@ def test_a_signal_that_ended_the_command_adds_128(world: World, name: str) -> No
     assert result.returncode == 128 + number
 
 
+def timed_out(world: World, script: str, said: str) -> None:
+    """It ends by its time-out, and says so. On a busy machine it may not get to all its words in the shorter ones."""
+    for seconds in ("0.3", "3", "20"):
+        result = world.osmoda("run", "--tier", "2", "--timeout", seconds, "--", "sh", "-c", script)
+        assert result.returncode == 124
+        assert f"{seconds} s" in result.stderr
+        if result.stdout == said:
+            break
+    assert result.stdout == said
+
+
 def test_time_out_is_124_and_ends_everything(world: World) -> None:
-    result = world.osmoda(
-        "run", "--tier", "2", "--timeout", "0.3", "--", "sh", "-c", "echo begun; sleep 1000", timeout=20
-    )
-    assert (result.returncode, result.stdout) == (124, "begun\n")
-    assert "0.3 s" in result.stderr
+    timed_out(world, "echo begun; sleep 1000", "begun\n")
 
 
 def test_a_command_that_ignores_the_time_out_is_killed(world: World) -> None:
     ignoring = "trap '' TERM; echo begun; while :; do sleep 1; done"
-    result = world.osmoda("run", "--tier", "2", "--timeout", "0.2", "--", "sh", "-c", ignoring, timeout=20)
-    assert (result.returncode, result.stdout) == (124, "begun\n")
+    timed_out(world, ignoring, "begun\n")
 
 
 def test_a_command_that_uses_the_time_out_to_leave_well_is_124_too(world: World) -> None:
     leaving = "trap 'echo saved; exit 0' TERM; echo begun; while :; do sleep 0.02; done"
-    result = world.osmoda("run", "--tier", "2", "--timeout", "0.3", "--", "sh", "-c", leaving, timeout=20)
-    assert (result.returncode, result.stdout) == (124, "begun\nsaved\n")
+    timed_out(world, leaving, "begun\nsaved\n")
 
 
 @pytest.mark.parametrize("name", ["TERM", "INT", "HUP", "USR1", "USR2", "QUIT"])
@@ -192,7 +197,7 @@ def test_signals_go_on_to_the_command(world: World, name: str) -> None:
         assert process.stdout.readline() == "ready\n"
         process.send_signal(signal.Signals[f"SIG{name}"])
         assert process.stdout.read() == f"got {name}\n"
-        assert process.wait(20) == 9
+        assert process.wait() == 9
 
 
 @pytest.mark.parametrize("name", ["TERM", "INT", "HUP"])
@@ -201,7 +206,7 @@ def test_a_signal_that_nobody_handles_ends_both(world: World, name: str) -> None
     with world.popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "ready\n"
         process.send_signal(signal.Signals[f"SIG{name}"])
-        assert process.wait(20) == 128 + signal.Signals[f"SIG{name}"]
+        assert process.wait() == 128 + signal.Signals[f"SIG{name}"]
 
 
 def test_what_the_caller_ignores_stays_ignored(world: World) -> None:
@@ -216,5 +221,5 @@ def test_what_the_caller_ignores_stays_ignored(world: World) -> None:
     ) as process:
         assert process.stdout.readline() == "ready\n"
         process.send_signal(signal.SIGHUP)
-        output, _ = process.communicate("on\n", 20)
+        output, _ = process.communicate("on\n")
     assert (process.returncode, output) == (0, "on\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -157,7 +158,8 @@ def test_a_flood_is_counted_and_others_are_served_meanwhile(watch: Watch) -> Non
     watch.wait_for_line("flooding", "it prints more than 10000 lines within 30 s")
     watch.do("stop", "flooding")
     lines = watch.lines("flooding")
-    assert lines.count("flood") == 10_000
+    # More than once the limit where all of that has taken longer than the time that it is for.
+    assert lines.count("flood") == 10_000 * sum("it prints more than 10000 lines" in line for line in lines)
     assert "end" not in lines
 
 
@@ -180,17 +182,19 @@ http.server.ThreadingHTTPServer(("127.0.0.1", 8080), Handler).serve_forever()
 
 @AS_USER
 def test_health_checks_that_hang_restart_their_agent_and_no_other(watch: Watch) -> None:
-    section = "HealthInterval=50ms\nHealthTimeout=2s\nHealthRetries=2\nHealthStartPeriod=30s"
+    section = "HealthInterval=50ms\nHealthRetries=2\nHealthStartPeriod=30s"
     options = {"ExecStart": watch.program("hanging", CHECKED), "Restart": "always", "RestartSec": 0}
-    watch.unit("hanging", section=f"HealthCheck=http://:8080/health\n{section}", **options)
+    watch.unit("hanging", section=f"HealthCheck=http://:8080/health\nHealthTimeout=3s\n{section}", **options)
     options["ExecStart"] = watch.program("fine", CHECKED)
-    watch.unit("fine", section=f"HealthCheck=tcp:8080\nHealthCheck=exec:/bin/test -e main.py\n{section}", **options)
+    # That one answers in time, however busy the machine is.
+    checks = "HealthCheck=tcp:8080\nHealthCheck=exec:/bin/test -e main.py\nHealthTimeout=1min"
+    watch.unit("fine", section=f"{checks}\n{section}", **options)
     watch.up()
     watch.do("start", "hanging", "fine")
-    hanging = watch.wait_for("hanging", health="healthy")["pid"]
     pid = watch.wait_for("fine", health="healthy")["pid"]
+    hanging = watch.wait_for("hanging", health="healthy")["pid"]
     os.kill(hanging, signal.SIGUSR1)
-    watch.wait_for_line("hanging", "it is unhealthy: http http://:8080/health: no answer within 2 s")
+    watch.wait_for_line("hanging", "it is unhealthy: http http://:8080/health: no answer within 3 s")
     assert watch.wait_for("hanging", health="healthy", state="active")["restarts"] >= 1
     fine = watch.status("fine")
     assert (fine["pid"], fine["restarts"], fine["health"]) == (pid, 0, "healthy")
@@ -209,7 +213,7 @@ def reload(*_):
 hangs = []
 signal.signal(signal.SIGHUP, reload)
 signal.signal(signal.SIGUSR1, lambda *_: hangs.append(1))
-assert os.environ["WATCHDOG_USEC"] == "3000000"
+assert os.environ["WATCHDOG_USEC"] == "8000000"
 say("READY=1\\nSTATUS=working")
 while not hangs:
     say("WATCHDOG=1")
@@ -226,7 +230,7 @@ def test_a_service_that_notifies_is_reloaded_and_watched(watch: Watch) -> None:
         Type="notify",
         ExecStart=watch.program("notifying", NOTIFYING),
         ExecReload="/bin/kill -HUP $MAINPID",
-        WatchdogSec=3,
+        WatchdogSec=8,  # longer than a busy machine keeps it from speaking
         Restart="on-watchdog",
         RestartSec=0,
     )
@@ -236,7 +240,7 @@ def test_a_service_that_notifies_is_reloaded_and_watched(watch: Watch) -> None:
     watch.do("reload", "notifying")
     watch.wait_for("notifying", says="reloaded")
     os.kill(watch.status("notifying")["pid"], signal.SIGUSR1)
-    watch.wait_for_line("notifying", "it has not been heard of for 3 s (WatchdogSec=): it is aborted")
+    watch.wait_for_line("notifying", "it has not been heard of for 8 s (WatchdogSec=): it is aborted")
     watch.wait_for("notifying", state="active", restarts=1)
 
 
@@ -320,8 +324,10 @@ def test_the_logs_are_for_people_and_for_programs(watch: Watch) -> None:
     watch.unit("other", ExecStart=watch.program("other", "print('of another')"))
     watch.up()
     watch.do("start", "printing", "other")
-    for name, part in (("printing", "to stderr"), ("other", "of another")):
+    for name, part in (("printing", "red"), ("printing", "to stderr"), ("other", "of another")):
         watch.wait_for_line(name, part)
+    for name in ("printing", "other"):
+        watch.wait_for_line(name, "its program exited with 0")  # from then on there is nothing new
     shown = watch.do("logs", "printing")
     assert "\x1b" not in shown
     assert "\x07" not in shown
@@ -370,8 +376,12 @@ def test_a_launcher_that_is_killed_costs_a_restart(watch: Watch, number: int) ->
 
 
 def launchers(daemon: int) -> list[int]:
-    children = Path(f"/proc/{daemon}/task/{daemon}/children").read_text().split()
-    return [int(pid) for pid in children if b"sandbox.launcher" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    found = []
+    for pid in Path(f"/proc/{daemon}/task/{daemon}/children").read_text().split():
+        with contextlib.suppress(OSError):  # another child, which has just ended
+            if b"sandbox.launcher" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.append(int(pid))
+    return found
 
 
 @AS_ROOT

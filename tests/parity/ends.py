@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 
-from tests.parity.commands import KEEPS_RUNNING
+from tests.parity.commands import KEEPS_RUNNING, SLEEPS
 from tests.parity.stage import Stage
 
 
@@ -78,7 +78,7 @@ def a_program_without_permission_to_run_fails_the_start(stage: Stage) -> None:
 
 
 def what_a_program_leaves_behind_ends_with_it(stage: Stage) -> None:
-    left = "sh -c 'trap \"echo child term >>trace; exit\" TERM; echo child >>trace; sleep 1000 & wait' &\n"
+    left = f"sh -c 'trap \"echo child term >>trace; exit\" TERM\n{SLEEPS}echo child >>trace\nwait' &\n"
     waits = "while ! grep -q child trace 2>/dev/null; do sleep 0.05; done\n"
     stage.service("", program=f"{left}{waits}echo main ends >>trace\n")
     assert stage.start("alpha.service")
@@ -95,7 +95,7 @@ def a_service_that_has_ended_may_remain(stage: Stage) -> None:
 
 
 def a_run_may_be_limited_in_time(stage: Stage) -> None:
-    stage.service("RuntimeMaxSec=1\n", program=KEEPS_RUNNING)
+    stage.service("RuntimeMaxSec=6\n", program=KEEPS_RUNNING)
     assert stage.start("alpha.service")
     assert stage.until_state("failed", "failed").result == "timeout"
     assert stage.trace() == ["run", "term"]

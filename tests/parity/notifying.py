@@ -61,7 +61,7 @@ def a_service_that_ends_before_it_is_up_has_failed(stage: Stage) -> None:
 
 
 def a_service_that_is_not_up_in_time_is_ended(stage: Stage) -> None:
-    _says(stage, "STATUS=not-yet", "TimeoutStartSec=3\n")
+    _says(stage, "STATUS=not-yet", "TimeoutStartSec=6\n")
     assert not stage.start("alpha.service")
     assert stage.until_state("failed", "failed").result == "timeout"
     assert stage.trace() == ["run"]
@@ -70,8 +70,8 @@ def a_service_that_is_not_up_in_time_is_ended(stage: Stage) -> None:
 def more_time_may_be_asked_for(stage: Stage) -> None:
     _says(
         stage,
-        "EXTEND_TIMEOUT_USEC=60000000 for:4 READY=1",
-        "TimeoutStartSec=3\nExecStartPost=/bin/sh -c 'echo up >>trace'\n",
+        "EXTEND_TIMEOUT_USEC=60000000 for:7 READY=1",
+        "TimeoutStartSec=6\nExecStartPost=/bin/sh -c 'echo up >>trace'\n",
     )
     assert stage.start("alpha.service")
     assert stage.trace() == ["run", "up"]

@@ -20,7 +20,7 @@ TWO = (
 
 
 def who_does_not_end_in_time_is_killed(stage: Stage) -> None:
-    stage.service("TimeoutStopSec=0.5\n", program=DEAF)
+    stage.service("TimeoutStopSec=5\n", program=DEAF)
     assert stage.start("alpha.service")
     stage.until_trace("run")
     assert stage.stop("alpha.service")
@@ -63,7 +63,7 @@ def a_hang_up_may_follow_the_signal(stage: Stage) -> None:
     program = (
         "trap 'echo hup >>trace; exit 0' HUP\ntrap : TERM\necho run >>trace\nwhile :; do sleep 1000 & wait; done\n"
     )
-    stage.service("SendSIGHUP=yes\nTimeoutStopSec=5\n", program=program)
+    stage.service("SendSIGHUP=yes\nTimeoutStopSec=25\n", program=program)
     assert stage.start("alpha.service")
     stage.until_trace("run")
     assert stage.stop("alpha.service")
@@ -72,7 +72,7 @@ def a_hang_up_may_follow_the_signal(stage: Stage) -> None:
 
 def a_start_that_takes_too_long_is_ended(stage: Stage) -> None:
     stage.service(
-        "Type=oneshot\nTimeoutStartSec=3\nExecStart=/bin/sh -c 'echo run >>trace; exec sleep 1000'\n"
+        "Type=oneshot\nTimeoutStartSec=6\nExecStart=/bin/sh -c 'echo run >>trace; exec sleep 1000'\n"
         "ExecStopPost=/bin/sh -c 'echo $SERVICE_RESULT >>trace'\n"
     )
     assert not stage.start("alpha.service")
@@ -112,7 +112,7 @@ def a_stop_command_may_end_the_program_itself(stage: Stage) -> None:
 
 def a_stop_command_that_hangs_is_ended(stage: Stage) -> None:
     stage.service(
-        "TimeoutStopSec=3\nExecStop=/bin/sh -c 'echo stop >>trace; exec sleep 1000'\n",
+        "TimeoutStopSec=6\nExecStop=/bin/sh -c 'echo stop >>trace; exec sleep 1000'\n",
         program=KEEPS_RUNNING,
     )
     assert stage.start("alpha.service")

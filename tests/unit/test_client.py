@@ -321,9 +321,8 @@ def test_a_refusal_is_not_put_into_what_the_server_says(scene):
 def test_a_beginning_that_is_never_decided_is_refused_in_time(scene, monkeypatch):
     monkeypatch.setattr(client_module, "FIRST_BYTES", 0.05)
     monkeypatch.setattr(client_module, "_PROTOCOL_SECONDS", 0.02)
-    client = scene.connect(port=8080)
+    client = scene.connect(port=8080, content=b"GE", more=False)
     server = scene.accept()
-    client.send(b"GE")
     assert scene.outcome(server) == ("reset", b"")
     assert scene.outcome(client) == ("reset", b"")
     assert "did not say within" in refused(scene, client, "tcp")

@@ -51,7 +51,7 @@ def client(listening):
 @pytest.fixture
 def channel(listening):
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as channel:
-        channel.settimeout(10)
+        channel.settimeout(30)
         channel.connect(listening.path)
         yield channel
 
@@ -441,14 +441,22 @@ def test_all_gateways_of_the_user_are_asked(gateway, client, others):
     assert {served.identity: served.ask for served in client.sessions()} == {"x": False, "y": True, "z": False}
 
 
+def heard_of_two(client):
+    """Whether those that do not hang answer, each in the whole time; on a busy machine not in the shortest."""
+    for seconds in (0.5, 5.0, 20.0):
+        begin = time.monotonic()
+        found = client._ask({"verb": "sessions"}, seconds=seconds)
+        assert seconds <= time.monotonic() - begin < 60
+        if len(found) == 2:
+            return True
+    return False
+
+
 def test_a_gateway_that_hangs_does_not_hang_the_client(gateway, client, others, monkeypatch):
-    monkeypatch.setattr(control_client, "LOADING_SECONDS", 2.0)
+    monkeypatch.setattr(control_client, "LOADING_SECONDS", 3.0)
     Session(gateway, "z", "agent")
     others[0].send_signal(signal.SIGSTOP)
-    begin = time.monotonic()
-    found = client._ask({"verb": "sessions"}, seconds=0.5)
-    assert 0.5 <= time.monotonic() - begin < 8
-    assert len(found) == 2
+    assert heard_of_two(client)
     assert client.silent == [others[0].pid]
     assert client.policy("z", egress_fakes.policy()) == 0
     with pytest.raises(GatewaySilent, match=f"process {others[0].pid} does not answer"):
@@ -463,7 +471,7 @@ def test_a_gateway_whose_backlog_is_full_does_not_hang_the_client(gateway, clien
         while True:
             waiting.append(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK))
             waiting[-1].connect(path)
-    assert len(client._ask({"verb": "sessions"}, seconds=0.3)) == 2
+    assert heard_of_two(client)
     assert client.silent == [others[0].pid]
     for channel in waiting:
         channel.close()

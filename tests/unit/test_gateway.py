@@ -34,7 +34,7 @@ class Tried:
 
     def until(self, condition) -> None:
         """Let the gateway work until `condition` holds."""
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 30
         while not condition():
             assert time.monotonic() < deadline, "it did not come"
             self.gateway.loop.call_later(0.005, self.gateway.loop.stop)

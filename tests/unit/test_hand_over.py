@@ -121,7 +121,7 @@ class Flow:
         )
 
     def is_cut(self):
-        self.client.settimeout(10)
+        self.client.settimeout(30)
         found = self.client.recv(10)
         self.client.close()
         return found == b""

@@ -132,7 +132,7 @@ TALK = """
 import socket, sys
 port, family = int(sys.argv[1]), socket.AF_INET6 if sys.argv[2] == "-6" else socket.AF_INET
 with socket.socket(family) as client:
-    client.settimeout(10)
+    client.settimeout(30)
     client.connect(socket.getaddrinfo("tcp.example.test", port, family)[0][4])
     try:
         client.sendall(b"hello")

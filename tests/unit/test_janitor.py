@@ -107,12 +107,16 @@ def test_a_group_that_was_never_made_is_no_error(groups):
 @delegated
 @pytest.mark.orphans
 def test_one_that_was_killed_is_replaced_by_one_that_knows_all(groups):
-    code = "os.kill(janitor._pid, 9); os.waitid(os.P_PID, janitor._pid, os.WEXITED | os.WNOWAIT)\n"
+    code = "sys.stdin.readline(); os.kill(janitor._pid, 9)\n"
+    code += "os.waitid(os.P_PID, janitor._pid, os.WEXITED | os.WNOWAIT)\n"
     code += "janitor.release(groups[0]); janitor.mind(groups[1]); print(janitor._pid, flush=True); sys.stdin.read()"
     process, janitor = start(code, groups[:1] + groups[1:])
     os.close(janitor)
     with process:
+        assert process.stdin is not None
         assert process.stdout is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
         second = os.pidfd_open(int(process.stdout.readline()))
         process.kill()
     wait(second)

@@ -137,7 +137,7 @@ def address():
 
 
 def get(address, path, method="GET"):
-    connection = http.client.HTTPConnection(*address, timeout=10)
+    connection = http.client.HTTPConnection(*address, timeout=30)
     with contextlib.closing(connection):
         connection.request(method, path)
         response = connection.getresponse()

@@ -318,7 +318,11 @@ def test_a_command_that_is_not_there(world):
 
 def test_a_time_out_ends_the_command_politely_first(world):
     code = 'trap "exit 5" TERM; sleep 60 & wait'
-    assert world.call(run, ["sh", "-c", code], 0.2, 60.0) == ([(124, 0, True, 0)], 0)
+    for seconds in (0.2, 3.0, 20.0):  # on a busy machine it may not get to its trap in the shorter ones
+        heard = world.call(run, ["sh", "-c", code], seconds, 60.0)
+        if heard != ([(124, 15, True, 0)], 0):
+            break
+    assert heard == ([(124, 0, True, 0)], 0)
 
 
 def test_and_then_not(world):

@@ -59,7 +59,7 @@ class Service:
 
     def end(self, number=signal.SIGTERM):
         self.process.send_signal(number)
-        output, errors = self.process.communicate(timeout=20)
+        output, errors = self.process.communicate(timeout=30)
         return self.process.returncode, output, errors
 
 
@@ -70,7 +70,7 @@ def comm(pid):
 
 
 def until(condition):
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 30
     while not (found := condition()):
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -113,7 +113,7 @@ def serving(start):
 
 def connect():
     channel = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    channel.settimeout(20)
+    channel.settimeout(30)
     try:
         channel.connect(f"{folder()}/{service.NAME}")
     except OSError:
@@ -334,14 +334,14 @@ def test_workers_that_die_at_once_are_started_at_longer_intervals(start, tmp_pat
 def test_a_worker_that_fails_at_the_start_fails_the_service(start):
     serving = start("raise PermissionError(13, 'no Landlock here')")
     assert serving.said == "PermissionError: [Errno 13] no Landlock here"
-    assert serving.process.wait(20) == 1
+    assert serving.process.wait(30) == 1
     assert os.listdir(folder()) == []
 
 
 def test_a_worker_that_dies_at_the_start_fails_the_service(start):
     serving = start("os._exit(7)")
     assert serving.said.endswith("has ended with status 7")
-    assert serving.process.wait(20) == 1
+    assert serving.process.wait(30) == 1
 
 
 @pytest.mark.orphans
@@ -350,7 +350,7 @@ def test_the_workers_end_with_the_service(serving):
     workers = [os.pidfd_open(pid) for pid in serving.children()]
     serving.end(signal.SIGKILL)
     for pidfd in workers:
-        assert select.select([pidfd], [], [], 20)[0]
+        assert select.select([pidfd], [], [], 30)[0]
         os.close(pidfd)
     assert channel.hear() is None
     channel.close()
@@ -369,7 +369,7 @@ def test_after_a_service_that_was_killed_another_can_start(serving, start):
 def test_one_service_a_user(serving, start):
     second = start()
     assert "another egress service of this user runs already" in second.said
-    assert second.process.wait(20) == 1
+    assert second.process.wait(30) == 1
     register("box").close()
 
 
@@ -390,7 +390,7 @@ def test_sigterm_ends_it_and_leaves_nothing(serving):
 def test_so_do_ctrl_c_and_a_lost_terminal(number, serving):
     """Which all processes of the terminal's foreground get."""
     os.killpg(serving.process.pid, number)
-    assert serving.process.communicate(timeout=20) == ("ended\n", "")
+    assert serving.process.communicate(timeout=30) == ("ended\n", "")
     assert serving.process.returncode == 0
 
 
@@ -399,7 +399,7 @@ def test_the_signal_of_systemd_to_all_processes(serving):
     for pid in (serving.process.pid, *serving.children()):
         with contextlib.suppress(ProcessLookupError):  # the service has told it already, and it has ended
             os.kill(pid, signal.SIGTERM)
-    assert serving.process.communicate(timeout=20) == ("ended\n", "")
+    assert serving.process.communicate(timeout=30) == ("ended\n", "")
     assert channel.hear() is None
     channel.close()
 
@@ -407,7 +407,7 @@ def test_the_signal_of_systemd_to_all_processes(serving):
 def test_the_control_sockets_stop_ends_all_of_it(serving):
     # The second worker may have ended before it could answer.
     assert Client().stop(0.0) >= 1
-    assert serving.process.communicate(timeout=20) == ("ended\n", "")
+    assert serving.process.communicate(timeout=30) == ("ended\n", "")
 
 
 def test_a_worker_that_hangs_is_killed(serving, start):
@@ -416,7 +416,7 @@ def test_a_worker_that_hangs_is_killed(serving, start):
     serving.process.send_signal(signal.SIGTERM)
     until(lambda: len(serving.children()) == 1)
     serving.process.send_signal(signal.SIGTERM)  # the second one does not wait
-    assert serving.process.communicate(timeout=5) == ("ended\n", "")
+    assert serving.process.communicate(timeout=30) == ("ended\n", "")
     assert os.listdir(folder()) == []
 
 
@@ -428,7 +428,7 @@ def test_while_it_ends_nobody_can_register(serving):
     with pytest.raises(FileNotFoundError):
         connect()
     serving.process.send_signal(signal.SIGTERM)
-    serving.process.communicate(timeout=5)
+    serving.process.communicate(timeout=30)
 
 
 def listener_inside():
@@ -444,7 +444,7 @@ def test_systemd_is_told(abstract, start, tmp_path):
     address = f"\0osmoda-test-{os.getpid()}" if abstract else str(tmp_path / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind(address)
-        systemd.settimeout(20)
+        systemd.settimeout(30)
         serving = start(environment={"NOTIFY_SOCKET": address.replace("\0", "@")})
         assert systemd.recv(100) == f"READY=1\nMAINPID={serving.process.pid}".encode()
         serving.end()
@@ -461,13 +461,13 @@ def test_metrics_of_all_workers(start):
     serving = start(metrics_address=f"127.0.0.1:{port}")
     assert serving.said == "ready"
     channels = [register(f"box{number}") for number in range(3)]
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=20) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
         assert b"\nosmoda_egress_sessions 3.0\n" in answer.read()
     assert len(serving.children("osmoda-metrics")) == 1
     # Its death costs nobody anything.
     os.kill(serving.children("osmoda-metrics")[0], signal.SIGKILL)
     until(lambda: serving.children("osmoda-metrics"))
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=20) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
         assert b"\nosmoda_egress_sessions 3.0\n" in answer.read()
     for channel in channels:
         channel.close()
@@ -480,7 +480,7 @@ def test_metrics_over_ipv6(start):
     with socket.create_server(("::1", 0), family=socket.AF_INET6) as listener:
         port = listener.getsockname()[1]
     assert start(metrics_address=f"[::1]:{port}").said == "ready"
-    with urllib.request.urlopen(f"http://[::1]:{port}/metrics", timeout=20) as answer:
+    with urllib.request.urlopen(f"http://[::1]:{port}/metrics", timeout=30) as answer:
         assert answer.status == 200
 
 
@@ -490,7 +490,7 @@ def test_metrics_over_ipv6(start):
 def test_an_address_that_metrics_cannot_be_served_at(address, start):
     serving = start(metrics_address=address)
     assert f"metrics cannot be served at {address}" in serving.said
-    assert serving.process.wait(20) == 1
+    assert serving.process.wait(30) == 1
 
 
 def test_one_that_is_taken(start):
@@ -509,10 +509,10 @@ def test_sockets_are_passed_with_the_registration(serving):
     address = made[0].getsockname()
     for each in made:
         each.close()
-    with socket.create_connection(address, timeout=20):
+    with socket.create_connection(address, timeout=30):
         pass
     channel.close()
     until(lambda: not where())
     with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(address, timeout=20)
+        socket.create_connection(address, timeout=30)
     assert len(registration.SOCKETS) == 6

@@ -51,7 +51,9 @@ def marked(folder):
     return started([sys.executable, "-c", STAYS], env={**os.environ, remains.VARIABLE: folder})
 
 
-def test_what_a_killed_daemon_left_is_waited_for(tmp_path):
+def test_what_a_killed_daemon_left_is_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(remains, "_GRACE", 30.0)
+    monkeypatch.setattr(remains, "_PATIENCE", 40.0)
     folder = str(tmp_path)
     assert remains.wait(folder) == 0
     with marked(folder) as one, marked(str(tmp_path / "other")) as other:
