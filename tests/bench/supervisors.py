@@ -3,6 +3,7 @@
     python tests/bench/supervisors.py [--rounds N] [--agents N]
 
 runit's `runsv` and supervisord restart the same program in the same run, killed in turn; they have no sandbox to build.
+So does systemd, in a container of its own (systemd_restarts.py), for which osmoda's wheel is needed (tox says where).
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import json
 import os
 import platform
 import shutil
-import signal
 import statistics
 import subprocess
 import sys
@@ -26,55 +26,14 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parents[1]), str(HERE)]
 
+import systemd_restarts  # noqa: E402
 from table import Row, table  # noqa: E402
+from ticks import PATIENCE, restart, tick, unit, wait_until  # noqa: E402
 
+from tests.vm.supplies import Missing  # noqa: E402
 from tests.worlds import World, make_directories  # noqa: E402
 
-# Says when it was executed, by the clock that all of a host has in common, and stays.
-TICK = r"""
-#include <stdio.h>
-#include <time.h>
-#include <unistd.h>
-int main(void) {
-    struct timespec now;
-    char line[64];
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    int size = snprintf(line, sizeof line, "%lld.%09ld\n", (long long)now.tv_sec, now.tv_nsec);
-    if (write(1, line, size) != size) return 1;
-    for (;;) pause();
-}
-"""
 RESTART, POOLED, AGENTS, IDLE = 12.0, 6.0, 4.0, 1.0  # ms, ms, seconds, percent of a core
-PATIENCE = 60.0
-
-
-def tick(folder: Path) -> Path:
-    """The program, in a folder of its own: that tells who runs it."""
-    folder.mkdir(parents=True)
-    source = folder / "tick.c"
-    source.write_text(TICK)
-    subprocess.run(["gcc", "-O2", "-o", folder / "tick", source], check=True)
-    return folder / "tick"
-
-
-def wait_until(look: Any, what: str) -> Any:
-    deadline = time.monotonic() + PATIENCE
-    while not (found := look()):
-        if time.monotonic() > deadline:
-            raise RuntimeError(f"it took too long until {what}")
-        time.sleep(0.0002)
-    return found
-
-
-def running(program: Path) -> list[int]:
-    """The processes that execute `program`."""
-    found = []
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            with contextlib.suppress(OSError):
-                if os.readlink(f"/proc/{entry}/exe") == str(program):
-                    found.append(int(entry))
-    return found
 
 
 # Supervisors: each has the program run, with its output appended to a file, and ends at last.
@@ -96,13 +55,6 @@ def daemon(folder: Path, units: Path) -> Iterator[list[str]]:
     finally:
         process.terminate()
         process.wait(PATIENCE)
-
-
-def unit(folder: Path, name: str, program: Path, output: str, *, pool: int = 0) -> None:
-    text = "[Unit]\nStartLimitIntervalSec=0\n[Service]\n"
-    text += f"WorkingDirectory={program.parent}\nExecStart={program}\nRestart=always\nRestartSec=0\n"
-    text += f"StandardOutput={output}\n" + (f"[X-Osmoda]\nPool={pool}\n" if pool else "")
-    (folder / f"{name}.service").write_text(text)
 
 
 @contextlib.contextmanager
@@ -162,13 +114,7 @@ def restarts(folder: Path, rounds: int, commands: dict[str, str]) -> dict[str, l
             wait_until(lambda output=output: output.stat().st_size, f"{output} has a line")
         for _ in range(rounds):
             for name, program in programs.items():
-                (pid,) = wait_until(lambda program=program: running(program), f"{name} runs its program")
-                size = outputs[name].stat().st_size
-                began = time.monotonic()
-                os.kill(pid, signal.SIGKILL)
-                wait_until(lambda name=name, size=size: outputs[name].stat().st_size > size, f"{name} restarts it")
-                line = outputs[name].read_bytes()[size:]
-                found[name].append((float(line.split()[0]) - began) * 1e3)
+                found[name].append(restart(program, outputs[name]))
                 time.sleep(0.02)  # a pool fills up again; runit restarts at most once a second if the last took less
     return found
 
@@ -206,6 +152,37 @@ def commands_in(folder: Path) -> dict[str, str]:
     return {name: path for name, path in found.items() if path}
 
 
+def systemd_rows(who: str, found: dict[str, list[float]]) -> list[Row]:
+    """What was measured in the container, each beside systemd alone."""
+    median = {one: statistics.median(times) for one, times in found.items()}
+    alone = median[systemd_restarts.ALONE]
+    return [
+        Row(
+            f"SIGKILL to exec, {one}",
+            who,
+            f"{median[one]:.2f} ms",
+            f"systemd {alone:.2f} ms",
+            median[one] / alone,
+            None,
+            None,
+        )
+        for one in (systemd_restarts.CONFINED, systemd_restarts.ENGINE)
+    ]
+
+
+def under_systemd(rounds: int) -> dict[str, list[float]] | str:
+    """What was measured there, or why nothing was."""
+    wheel = os.environ.get("TOX_PACKAGE")
+    if not wheel:
+        return "no wheel: measured by tox only"
+    try:
+        return systemd_restarts.measured(
+            Path(os.environ.get("TOX_WORK_DIR") or HERE.parents[1] / ".tox") / "vm", Path(wheel), rounds
+        )
+    except Missing as missing:
+        return str(missing)
+
+
 def bench(who: str, peers: Path, rounds: int, agents: int, seconds: float = 10.0) -> tuple[list[Row], dict[str, Any]]:
     """The rows of the table, and all that was measured."""
     with tempfile.TemporaryDirectory(prefix="osmoda-bench-watch-") as name:
@@ -223,10 +200,15 @@ def bench(who: str, peers: Path, rounds: int, agents: int, seconds: float = 10.0
                 lines.append(Row(what, who, shown, f"{peer} {median[peer]:.2f} ms", ratio, None, None))
             else:
                 lines.append(Row(what, who, shown, f"{peer}: absent", None, None, None))
+    with_systemd = under_systemd(rounds)
+    if isinstance(with_systemd, str):
+        lines.append(Row("SIGKILL to exec", who, "", f"systemd: absent ({with_systemd})", None, None, None))
+    else:
+        lines += systemd_rows(who, with_systemd)
     took, idle = started["seconds"], started["idle"]
     lines.append(Row(f"{agents} agents started", who, f"{took:.2f} s", "", None, None, AGENTS, "s", took))
     lines.append(Row(f"{agents} agents, idle", who, f"{idle:.2f} %", "", None, None, IDLE, "%", idle))
-    return lines, {"restarts": restarted, "many": started}
+    return lines, {"restarts": restarted, "under systemd": with_systemd, "many": started}
 
 
 def main() -> None:

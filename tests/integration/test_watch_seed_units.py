@@ -16,7 +16,7 @@ import pytest
 from tests.watched import Watch, eventually, watching
 from tests.worlds import World
 
-UNITS = Path(__file__).with_name("seed_units")
+UNITS = Path(__file__).parents[1] / "parity" / "seed_units"
 MAIN = """
 import os, sys, time
 print(f"{os.getcwd()} with {os.environ['MODEL']}, {sys.prefix}", flush=True)

@@ -12,6 +12,7 @@ from tests.parity.commands import KEEPS_RUNNING
 from tests.parity.plain import UNITS
 from tests.parity.stage import Stage
 
+SEEDS = Path(__file__).with_name("seed_units")
 COMMAND = str(Path(sys.executable).with_name("osmoda-watch"))
 # Says whether it is in a sandbox: there its pid is a small one.
 SAYS_WHERE = "Type=oneshot\nExecStart=/bin/sh -c '[ $$$$ -lt 10 ] && echo inside >>trace || echo outside >>trace'\n"
@@ -139,9 +140,8 @@ def the_seed_units_run_as_they_stand(stage: Stage) -> None:
         (home / ".venv/bin/python").symlink_to("/usr/bin/python3")
         (home / ".env").write_text("OPENAI_API_KEY=nothing\n")
         (home / "main.py").write_text(program)
-        text = SEED.replace("research", agent).replace("Research", agent.title())
         UNITS.mkdir(exist_ok=True)
-        stage.unit(f"{agent}-agent.service", text)
+        stage.unit(f"{agent}-agent.service", (SEEDS / f"{agent}-agent.service").read_text())
     try:
         done = _watch("start", "research-agent", "writer-agent")
         assert done.returncode == 0, done.stderr
@@ -196,21 +196,3 @@ def an_ordinary_user_has_the_same_of_their_own_manager(stage: Stage) -> None:
     assert (work / "trace").read_text() == "inside\ninside\n"
     shown = subprocess.run([*as_user, COMMAND, "list"], capture_output=True, text=True, timeout=60, check=False)
     assert shown.stdout.splitlines()[1].split()[:4] == ["alpha.service", "inactive", "dead", "1"], shown
-
-
-SEED = """# Agent 1: Research agent
-[Unit]
-Description=Research Agent
-After=network-online.target agentd.service
-
-[Service]
-Type=simple
-WorkingDirectory=/opt/agents/research
-EnvironmentFile=/opt/agents/research/.env
-ExecStart=/opt/agents/research/.venv/bin/python main.py
-Restart=always
-RestartSec=1
-
-[Install]
-WantedBy=multi-user.target
-"""
