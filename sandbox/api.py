@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import os
 from typing import IO, TYPE_CHECKING
@@ -188,6 +187,11 @@ class Sandbox:
         check: bool = False,
     ) -> Result:
         """`run` for asyncio. When the task is cancelled, the sandbox is killed before the cancellation goes on."""
+        # For those who call it only: asyncio takes as long to load as all of this.
+        import asyncio
+
+        from osmoda.sandbox import async_streams
+
         process = self.popen(
             argv,
             stdin=streams.PIPE if input is not None else stdin,
@@ -199,10 +203,10 @@ class Sandbox:
         )
         with process:
             captured = await asyncio.gather(
-                streams.drain(process.stdout),
-                streams.drain(process.stderr),
-                streams.feed(process.stdin, input or b""),
-                streams.readable(process.fileno()),
+                async_streams.drain(process.stdout),
+                async_streams.drain(process.stderr),
+                async_streams.feed(process.stdin, input or b""),
+                async_streams.readable(process.fileno()),
             )
             if process.stdout is not None:
                 process.captured["stdout"] = captured[0]

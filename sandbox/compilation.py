@@ -14,6 +14,8 @@ from osmoda.sandbox.errors import CompileError
 from osmoda.sandbox.profile import Profile
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from osmoda.sandbox.cache import Witnesses
     from osmoda.sandbox.plan import Plan
     from osmoda.sandbox.request import Request
@@ -43,6 +45,14 @@ def of_request(request: Request, directory: str) -> tuple[Plan, Witnesses]:
     Raises ProfileError or CompileError, and LaunchError where a file system does not answer.
     """
     profile = profile_of(request, directory)
+    return of_profile(profile, _absent(request, profile))
+
+
+def of_profile(profile: Profile, looked_for: Sequence[str] = ()) -> tuple[Plan, Witnesses]:
+    """The plan of `profile`, and the witnesses under which it may be kept: also that `looked_for` are not there.
+
+    Raises CompileError, and LaunchError where a file system does not answer.
+    """
     files = profile.filesystem
     declared = (*files.read, *files.write, *files.deny)
     files_read = tuple((path, digest) for path, digest in profile.files if os.path.isabs(path))
@@ -57,7 +67,7 @@ def of_request(request: Request, directory: str) -> tuple[Plan, Witnesses]:
     except OSError as error:
         # A name that was a link when it was asked about and none when it was read, for instance.
         raise CompileError(f"{error.filename} has changed while the profile was compiled: {error.strerror}") from None
-    return plan, cache.witness(files_read, (*_absent(request, profile), *absent), same, system_view.copied())
+    return plan, cache.witness(files_read, (*looked_for, *absent), same, system_view.copied())
 
 
 def _real(path: str) -> str:

@@ -10,10 +10,13 @@ from osmoda.sandbox import answering, cache
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from hashlib import sha256
 
     from osmoda.sandbox.plan import Plan
+    from osmoda.sandbox.profile import Profile
     from osmoda.sandbox.request import Request
-
+else:
+    from _sha2 import sha256
 
 _STEP = 5_000_000  # ns: less is the time between two looks at two clocks
 
@@ -58,6 +61,24 @@ def compile_again(request: Request, directory: str) -> Plan:
 
     plan, witnesses = compilation.of_request(request, directory)
     cache.store(key(request, directory), plan, witnesses)
+    return plan
+
+
+def for_profile(profile: Profile) -> Plan:
+    """The plan of a profile that was read just now, out of the cache or compiled and kept there.
+
+    Raises CompileError, and LaunchError where a file system does not answer.
+    """
+    # All of it, whence each line came, too: a plan's sentences name that.
+    origins = sorted((repr(path), origin) for path, origin in profile.origins.items())
+    digest = sha256(repr((profile, origins)).encode("utf-8", "surrogatepass")).hexdigest()
+    name = cache.key("profile", digest)
+    plan = cache.load(name)
+    if plan is None:
+        from osmoda.sandbox import compilation
+
+        plan, witnesses = compilation.of_profile(profile)
+        cache.store(name, plan, witnesses)
     return plan
 
 

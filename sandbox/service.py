@@ -19,23 +19,20 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Protocol, Self
 
-from osmoda.host import features
 from osmoda.sandbox import assignment, launch, opening, overlay, place, plans, supervised
 from osmoda.sandbox import listeners as listening
 from osmoda.sandbox.assignment import Assignment, Terms
-from osmoda.sandbox.compile import compile_profile
 from osmoda.sandbox.errors import LaunchError
 from osmoda.sandbox.freshness import Witness
 from osmoda.sandbox.launcher import SERVICE
 from osmoda.sandbox.operations import supervision
-from osmoda.sandbox.pool import refuse_unfit
 from osmoda.sandbox.resident import RESIDENT
 from osmoda.sandbox.running import Running
 from osmoda.sandbox.service_events import Ended, Event, Failed, MainEnded, Notified, Started
 from osmoda.sandbox.service_task import ServiceRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
 
     from osmoda.sandbox.plan import Plan
@@ -62,13 +59,22 @@ class Launcher(Protocol):
         ...
 
 
+def _compiled(profile: Profile) -> Plan:
+    # Who has the plan out of the cache does without all that compiles one.
+    from osmoda.host import features
+    from osmoda.sandbox.compile import compile_profile
+
+    return compile_profile(profile, features.probe())
+
+
 class Service:
     """A profile compiled for this host, to start commands in as a supervisor needs it.
 
     `workspace` is the directory that a profile with a workspace works in, `agent` the name that other agents reach it
     by (default: the profile's). `pool` sandboxes are kept built once a first command was started; the next command
-    takes one of them. `launcher` builds them. Where a path that is mounted leads elsewhere since, what waits is dropped
-    and the profile compiled again; an edit of the profile's own files counts when the caller makes another Service.
+    takes one of them. `launcher` builds them, of the plan that `planned` makes. Where a path that is mounted leads
+    elsewhere since, what waits is dropped and the profile compiled again; an edit of the profile's own files counts
+    when the caller makes another Service.
 
     To be used from one thread. Raises CompileError, LaunchError.
     """
@@ -81,6 +87,7 @@ class Service:
         agent: str = "",
         pool: int = 0,
         launcher: Launcher = RESIDENT,
+        planned: Callable[[Profile], Plan] = _compiled,
     ) -> None:
         if not 0 <= pool <= MOST_WAITING:
             raise LaunchError(f"a service keeps 0 to {MOST_WAITING} sandboxes waiting, not {pool}")
@@ -88,6 +95,7 @@ class Service:
         self.agent = opening.agent_name(agent, profile.file)
         self.pool = pool
         self.launcher = launcher
+        self._planned = planned
         # From here on the place is this one, wherever the program goes.
         self._asked = os.path.abspath(workspace) if workspace else ""
         self._here = os.getcwd()
@@ -100,8 +108,10 @@ class Service:
 
     def _compile(self) -> None:
         self._read = plans.moment()
-        self.plan: Plan = compile_profile(self.profile, features.probe())
+        self.plan: Plan = self._planned(self.profile)
         if self.pool:
+            from osmoda.sandbox.pool import refuse_unfit
+
             refuse_unfit(self.plan)
         asked = self._asked or (self._here if self.plan.tier and self.plan.workspace != "none" else "")
         self.workspace = place.workspace(self.plan, asked)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from osmoda.host import syscalls
 from osmoda.host.frozen import values_of
+from osmoda.sandbox import plans
 from osmoda.sandbox.doorway import Gateways
 from osmoda.sandbox.foreground import Signals
 from osmoda.sandbox.launcher import SERVICE
@@ -92,7 +93,13 @@ def run_service(
     monitor = Monitor()
     gateways = Gateways()
     try:
-        with Service(profile, workspace=workspace, agent=agent, launcher=_Here(monitor, gateways)) as service:
+        with Service(
+            profile,
+            workspace=workspace,
+            agent=agent,
+            launcher=_Here(monitor, gateways),
+            planned=plans.for_profile,
+        ) as service:
             variables = dict(env) | ({"WATCHDOG_USEC": given.watchdog} if given.watchdog else {})
             with service.start(
                 argv,

@@ -11,10 +11,9 @@ import sys
 from functools import partial
 from typing import TYPE_CHECKING
 
-from osmoda.host import features
 from osmoda.ledger.client import open_ledger
 from osmoda.ledger.errors import LedgerError
-from osmoda.sandbox.compile import compile_profile
+from osmoda.sandbox import plans
 from osmoda.sandbox.errors import CommandError, SandboxError
 from osmoda.sandbox.service_foreground import run_service
 from osmoda.sandbox.terminal_text import clean
@@ -22,12 +21,13 @@ from osmoda.supervisor.confining import preparation
 from osmoda.supervisor.confining.confinement import confine
 from osmoda.supervisor.errors import SupervisorError
 from osmoda.supervisor.systemd import drop_ins as systemd_drop_ins
-from osmoda.supervisor.systemd import health as systemd_health
 from osmoda.supervisor.units.environment import expand
 from osmoda.supervisor.units.files import systemd_path
 from osmoda.supervisor.units.loading import Loader
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from osmoda.sandbox.process import Result
     from osmoda.sandbox.running import Running
     from osmoda.supervisor.confining.confinement import Confined
@@ -106,9 +106,16 @@ def _run(unit: Unit, kind: str, command: Exec) -> int:
         ready_when_started=is_main and unit.type in ("simple", "exec"),
         to_all=unit.kill_signal if daemon and unit.kill_mode == "control-group" else 0,
         patience=unit.timeout_stop,
-        beside=partial(systemd_health.watch, unit) if daemon and unit.osmoda.health.checks else None,
+        beside=_health(unit) if daemon and unit.osmoda.health.checks else None,
         after=_over,
     )
+
+
+def _health(unit: Unit) -> Callable[[Running, Callable[[bytes], None]], None]:
+    # It takes longer to load than all the rest.
+    from osmoda.supervisor.systemd import health as systemd_health
+
+    return partial(systemd_health.watch, unit)
 
 
 def _signal(pid: str, number: int) -> int:
@@ -133,7 +140,7 @@ def _begin(unit: Unit, confined: Confined) -> None:
                 "files": list(unit.files),
                 "tier": profile.tier,
                 "profile": confined.file,
-                "plan": compile_profile(profile, features.probe()).fingerprint().hex(),
+                "plan": plans.for_profile(profile).fingerprint().hex(),
             }
             ledger.append("start", fields)
         finally:
