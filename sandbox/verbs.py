@@ -11,8 +11,6 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import shtab
-
 from osmoda.host.paths import UntrustedDirectory
 from osmoda.sandbox.errors import SandboxError, sentence
 from osmoda.sandbox.request import UsageError
@@ -53,40 +51,49 @@ class Command:
         if options.verb is None:
             raise UsageError(f"which verb? for instance: {self.program} {self.example}; see {self.program} --help")
         if options.verb == "completion":
+            import shtab
+
             print(shtab.complete(self.parser(), shell=options.shell))
             return 0
         return self.verb(options.verb)(options)
 
     def carry_out(self, verb: Callable[[], int]) -> int:
-        """Call `verb`; its exit code. What goes wrong is one sentence on the standard error."""
-        _make_streams_usable()
-        try:
-            code = _code_of(verb)
-            # Here, where it can still be said that nobody has got all of it.
-            sys.stdout.flush()
-            return code
-        except (UsageError, UntrustedDirectory) as error:
-            return self._failed(str(error))
-        except self.errors as error:
-            return self._failed(str(error))
-        except SandboxError as error:
-            for one in (error, *getattr(error, "others", ())):
-                self._failed(str(one))
-            return error.exit_code
-        except BrokenPipeError:
-            return _ENDED_BY_READER  # the reader has seen enough
-        except (OSError, ImportError, MemoryError) as error:
-            lost = "" if _is_written(sys.stdout) else "the standard output cannot be written: "
-            return self._failed(lost + sentence(error))
-        except KeyboardInterrupt:
-            return _INTERRUPTED
-        finally:
-            _drop_what_cannot_be_written()
+        """Call `verb`; its exit code."""
+        return carry_out(self.program, verb, self.errors)
 
-    def _failed(self, text: str) -> int:
-        with contextlib.suppress(OSError):  # the exit code says it, too
-            print(f"{self.program}: {clean(text)}", file=sys.stderr)
-        return FAILED
+
+def carry_out(program: str, verb: Callable[[], int], errors: tuple[type[Exception], ...] = ()) -> int:
+    """Call `verb` of the command `program`; its exit code. What goes wrong is one sentence on the standard error.
+
+    `errors` are what it raises besides SandboxError and UsageError.
+    """
+    _make_streams_usable()
+    try:
+        code = _code_of(verb)
+        # Here, where it can still be said that nobody has got all of it.
+        sys.stdout.flush()
+        return code
+    except (UsageError, UntrustedDirectory, *errors) as error:
+        return _failed(program, str(error))
+    except SandboxError as error:
+        for one in (error, *getattr(error, "others", ())):
+            _failed(program, str(one))
+        return error.exit_code
+    except BrokenPipeError:
+        return _ENDED_BY_READER  # the reader has seen enough
+    except (OSError, ImportError, MemoryError) as error:
+        lost = "" if _is_written(sys.stdout) else "the standard output cannot be written: "
+        return _failed(program, lost + sentence(error))
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    finally:
+        _drop_what_cannot_be_written()
+
+
+def _failed(program: str, text: str) -> int:
+    with contextlib.suppress(OSError):  # the exit code says it, too
+        print(f"{program}: {clean(text)}", file=sys.stderr)
+    return FAILED
 
 
 def _code_of(verb: Callable[[], int]) -> int:

@@ -35,10 +35,6 @@ _FORMATS = ("%Y-%m-%d %H:%M:%S", "%Y-%m-%d %H:%M", "%Y-%m-%d")
 def main() -> int:
     """The command; its exit code. What goes wrong is one sentence on the standard error."""
     command = Command(grammar.PROGRAM, grammar.parser, lambda name: _verbs()[name], "status", (SupervisorError,))
-    if sys.argv[1:2] == ["exec"]:
-        from osmoda.supervisor.systemd import execution as systemd_exec
-
-        return command.carry_out(lambda: systemd_exec.main(sys.argv[2:]))
     return command.main(sys.argv[1:])
 
 

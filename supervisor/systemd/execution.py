@@ -17,6 +17,7 @@ from osmoda.sandbox import plans
 from osmoda.sandbox.errors import CommandError, SandboxError
 from osmoda.sandbox.service_foreground import run_service
 from osmoda.sandbox.terminal_text import clean
+from osmoda.sandbox.verbs import carry_out
 from osmoda.supervisor.confining import preparation
 from osmoda.supervisor.confining.confinement import confine
 from osmoda.supervisor.errors import SupervisorError
@@ -41,6 +42,11 @@ _SAID_BY_SYSTEMD = (
     *("INVOCATION_ID", "MAINPID", "SERVICE_RESULT", "EXIT_CODE", "EXIT_STATUS"),
     *("MONITOR_SERVICE_RESULT", "MONITOR_EXIT_CODE", "MONITOR_EXIT_STATUS", "MONITOR_INVOCATION_ID", "MONITOR_UNIT"),
 )
+
+
+def entry(arguments: list[str]) -> int:
+    """`main` as a command: what goes wrong is one sentence on the standard error."""
+    return carry_out("osmoda-watch", lambda: main(arguments), (SupervisorError,))
 
 
 def main(arguments: list[str]) -> int:

@@ -203,6 +203,13 @@ def test_looking_loads_neither_asyncio_nor_the_compiler():
     assert not {"asyncio", "msgspec", "rich", "osmoda.sandbox.compile", "osmoda.sandbox.profile"} & {*loaded}
 
 
+def test_a_command_that_systemd_starts_loads_little():
+    program = "import sys; import osmoda.supervisor.systemd.execution; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    assert "osmoda.sandbox.service_foreground" in loaded
+    assert not {"asyncio", "argparse", "h11", "shtab", "pyseccomp", "tomlkit", "rich", "logging"} & {*loaded}
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh"])
 def test_completion(run, shell):
     code, output, _ = run("completion", shell)
