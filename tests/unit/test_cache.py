@@ -365,3 +365,44 @@ def test_a_part_that_was_tampered_with_is_not_used():
     assert cache.load_part("networks", ("a", 1)) == b"messages"
     os.chmod(path, 0o644)
     assert cache.load_part("networks", ("a", 1)) is None
+
+
+# From profiles that somebody has read already.
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """How often a profile was compiled."""
+    counted = []
+    of_profile = compilation.of_profile
+    monkeypatch.setattr(compilation, "of_profile", lambda profile: (counted.append(1), of_profile(profile))[1])
+    return counted
+
+
+def test_a_profile_takes_the_kept_plan(tmp_path, compiled):
+    text = 'schema = 1\ntier = 1\n[filesystem]\nread = ["/etc/hostname"]\n'
+    (tmp_path / "p.toml").write_text(text)
+    first = plans.for_profile(Profile.load(tmp_path / "p.toml"))
+    assert first == compile_profile(Profile.load(tmp_path / "p.toml"), features.probe())
+    assert plans.for_profile(Profile.load(tmp_path / "p.toml")) == first
+    assert len(compiled) == 1
+    # The same, said in another line: what it refuses is told by that.
+    (tmp_path / "p.toml").write_text("\n" + text)
+    again = plans.for_profile(Profile.load(tmp_path / "p.toml"))
+    assert len(compiled) == 2
+    assert again != first
+
+
+@pytest.mark.parametrize("change", DENIED_CHANGES)
+def test_what_a_profile_denies_is_looked_at_again(change, tmp_path, compiled):
+    name, act = DENIED_CHANGES[change]
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "link").symlink_to("tree")
+    (tmp_path / "p.toml").write_text(
+        f'schema = 1\ntier = 1\n[filesystem]\nread = ["{tmp_path}"]\ndeny = ["{tmp_path}/{name}"]\n'
+    )
+    profile = Profile.load(tmp_path / "p.toml")
+    before = plans.for_profile(profile)
+    act(tmp_path)
+    assert plans.for_profile(profile) != before
+    assert len(compiled) == 2
