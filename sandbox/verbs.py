@@ -73,7 +73,9 @@ def carry_out(program: str, verb: Callable[[], int], errors: tuple[type[Exceptio
         # Here, where it can still be said that nobody has got all of it.
         sys.stdout.flush()
         return code
-    except (UsageError, UntrustedDirectory, *errors) as error:
+    except (UsageError, UntrustedDirectory) as error:
+        return _failed(program, str(error))
+    except errors as error:
         return _failed(program, str(error))
     except SandboxError as error:
         for one in (error, *getattr(error, "others", ())):
