@@ -61,7 +61,7 @@ def of_profile(profile: Profile, looked_for: Sequence[str] = ()) -> tuple[Plan, 
         # Before the compilation: what changes while it goes on must show as a change.
         same = tuple((path, _real(path)) for path in declared if os.path.lexists(path))
         # What is denied or hidden and not there may come later, as a link to something that is there for instance.
-        hidden = granted_paths.secret_folders() if files.read else ()
+        hidden = tuple(granted_paths.secret_places()) if files.read else ()
         absent = tuple(path for path in (*declared, *hidden) if not os.path.lexists(path))
         plan = compile_profile(profile, features.probe())
     except OSError as error:

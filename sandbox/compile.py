@@ -224,13 +224,13 @@ class _View:
         self._hide_secrets()
 
     def _hide_secrets(self) -> None:
-        """No tree that a profile grants reading, a whole home, say, shows values of secrets (the gateway has them)."""
-        for folder in granted_paths.secret_folders():
-            shown = self._shown_by(folder)
-            if shown is None or any(granted_paths.within(folder, denied) for denied in self.denied):
+        """No tree that a profile grants reading, a whole home, say, shows what the gateway has and the ledger's key."""
+        for place in granted_paths.secret_places():
+            shown = self._shown_by(place)
+            if shown is None or any(granted_paths.within(place, denied) for denied in self.denied):
                 continue
-            if os.path.lexists(folder) or not self._holds_mounts(shown):
-                self.denied[folder] = f"tier {self.profile.tier}"
+            if os.path.lexists(place) or not self._holds_mounts(shown):
+                self.denied[place] = f"tier {self.profile.tier}"
 
     def _allowed(self, paths: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(path for path in paths if granted_paths.denied_by(path, self.denied) is None)

@@ -61,11 +61,20 @@ def own_directories() -> tuple[str, ...]:
     return tuple(dict.fromkeys((*system, *own, *map(os.path.realpath, own))))
 
 
-def secret_folders() -> tuple[str, ...]:
-    """Where values of secrets are kept (egress/secrets.py): the folder's name, and what that leads to."""
-    folder = os.path.join(os.path.normpath(paths.directory("config")), "secrets")
-    named = os.path.join(os.path.realpath(os.path.dirname(folder)), "secrets")
-    return tuple(dict.fromkeys((folder, named, os.path.realpath(folder))))
+def secret_places() -> dict[str, str]:
+    """Paths that no sandbox sees, with what each is: values of secrets (egress/secrets.py), the ledger's key.
+
+    Each is there without the links on the way, too.
+    """
+    found: dict[str, str] = {}
+    for folder, name, what in (
+        (os.path.normpath(paths.directory("config")), "secrets", "where the values of secrets are kept"),
+        (os.path.normpath(paths.ledger()), "key", "which the ledger is signed with"),
+    ):
+        named = os.path.join(os.path.realpath(folder), name)
+        path = os.path.join(folder, name)
+        found |= dict.fromkeys((path, named, os.path.realpath(path)), what)
+    return found
 
 
 def refusal(path: str, *, write: bool, never: tuple[str, ...]) -> str | None:
@@ -79,9 +88,9 @@ def refusal(path: str, *, write: bool, never: tuple[str, ...]) -> str | None:
             return f"{path} lies in {tree}, which no profile of this tier may grant"
         if within(tree, path):
             return f"{path} holds {tree}, which no profile of this tier may grant; name the folders that are needed"
-    for folder in secret_folders():
-        if within(path, folder):
-            return f"{path} lies in {folder}, where the values of secrets are kept, which no sandbox sees"
+    for place, what in secret_places().items():
+        if within(path, place):
+            return f"{path} cannot be granted: no sandbox sees {place}, {what}"
     if write:
         for tree in own_directories():
             if within(path, tree) or within(tree, path):

@@ -7,6 +7,7 @@ import os
 import pytest
 
 from osmoda.host import paths
+from osmoda.ledger import folder
 from osmoda.sandbox import compile as compiler
 from osmoda.sandbox import mount_points, system_view
 from osmoda.sandbox.errors import CompileError, ProfileError
@@ -72,7 +73,7 @@ def test_no_tree_shows_the_values_of_secrets(tree, secrets, there):
     if there:
         secrets.mkdir(parents=True)
     plan = files(f'read = ["{tree}"]\ndeny = ["{tree}/secret"]')
-    assert sorted(names(of(plan, mounting.ReadTree)[0].hidden)) == ["b/config/secrets", "secret"]
+    assert sorted(names(of(plan, mounting.ReadTree)[0].hidden)) == ["b/config/secrets", "b/state/ledger/key", "secret"]
     plan = files(f'read = ["{tree}"]\ndeny = ["{tree}/b"]')
     assert names(of(plan, mounting.ReadTree)[0].hidden) == ["b"]
     assert names(of(files(f'read = ["{tree}/a"]'), mounting.ReadTree)[0].hidden) == []
@@ -82,7 +83,17 @@ def test_nor_what_a_link_in_their_place_leads_to(tree, secrets):
     secrets.parent.mkdir()
     secrets.symlink_to(tree / "a")
     plan = files(f'read = ["{tree}"]')
-    assert sorted(names(of(plan, mounting.ReadTree)[0].hidden)) == ["a", "b/config/secrets"]
+    assert sorted(names(of(plan, mounting.ReadTree)[0].hidden)) == ["a", "b/config/secrets", "b/state/ledger/key"]
+
+
+def test_nor_the_key_that_the_ledger_is_signed_with(tree, secrets):
+    ledger = tree / "b" / "state" / "ledger"
+    ledger.mkdir(parents=True)
+    (ledger / folder.KEY).write_bytes(b"seed")
+    plan = files(f'read = ["{ledger}"]')
+    assert names(of(plan, mounting.ReadTree)[0].hidden) == ["key"]
+    with pytest.raises(ProfileError, match=f"{FILE}:4:9: .* no sandbox sees {ledger}/key, which the ledger is signed"):
+        files(f'read = ["{ledger}/key"]')
 
 
 def test_nor_a_tree_of_several_file_systems(tree, secrets, monkeypatch):
@@ -97,7 +108,9 @@ def test_nor_a_tree_of_several_file_systems(tree, secrets, monkeypatch):
 def test_they_cannot_be_granted(secrets, name):
     secrets.mkdir(parents=True)
     (secrets / "EXAMPLE_KEY").write_text("value")
-    with pytest.raises(ProfileError, match=f"{FILE}:4:9: .* where the values of secrets are kept"):
+    with pytest.raises(
+        ProfileError, match=f"{FILE}:4:9: .* no sandbox sees {secrets}, where the values of secrets are kept"
+    ):
         files(f'read = ["{secrets / name}"]')
 
 

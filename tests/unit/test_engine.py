@@ -81,7 +81,7 @@ class Scene:
         service = SimpleNamespace(
             start=self.start, close=lambda: None, plan=SimpleNamespace(fingerprint=lambda: b"plan")
         )
-        confined = SimpleNamespace(profile=profile, workspace="", notes=(), written=())
+        confined = SimpleNamespace(profile=profile, file="", workspace="", notes=(), written=())
         return preparation.Prepared(unit, confined, service)
 
     def start(self, argv, **_):
