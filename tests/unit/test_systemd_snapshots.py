@@ -113,17 +113,19 @@ def test_a_unit_that_systemd_has_started_without_its_drop_in_has_no_tier(agent):
 
 
 def test_a_sandbox_that_was_started_before_its_files_changed_is_not_called_by_the_new_plan(agent, tmp_path):
-    one = Running(f"{os.getpid():x}-1", 1, "agent", 7, 0, "true", 8, 2, 1 << 20, 0.1, 0.0, age=0.5)
-    file = tmp_path / "agent.service"
-    before = time.time() - 7200
-    os.utime(file, (before, before))
-    found = agent(os.getpid(), one)
-    assert (found["tier"], found["notes"], len(found["plan"])) == (1, [], 64)
-    later = time.time() + 7200
-    os.utime(file, (later, later))
-    stale = agent(os.getpid(), one)
-    assert (stale["tier"], stale["plan"]) == (1, "")
-    assert "the one from before" in stale["notes"][0]
-    assert "Plan" not in "\n".join(status_words.status(stale, []))
-    other = agent(os.getpid(), replace(one, tier=2))
-    assert (other["tier"], other["plan"]) == (2, "")
+    # A child of this process, which the name says has made it.
+    with subprocess.Popen(["/usr/bin/cat"], stdin=subprocess.PIPE) as child:
+        one = Running(f"{os.getpid():x}-1", 1, "agent", child.pid, 0, "true", 8, 2, 1 << 20, 0.1, 0.0, age=0.5)
+        file = tmp_path / "agent.service"
+        before = time.time() - 7200
+        os.utime(file, (before, before))
+        found = agent(os.getpid(), one)
+        assert (found["tier"], found["notes"], len(found["plan"])) == (1, [], 64)
+        later = time.time() + 7200
+        os.utime(file, (later, later))
+        stale = agent(os.getpid(), one)
+        assert (stale["tier"], stale["plan"]) == (1, "")
+        assert "the one from before" in stale["notes"][0]
+        assert "Plan" not in "\n".join(status_words.status(stale, []))
+        other = agent(os.getpid(), replace(one, tier=2))
+        assert (other["tier"], other["plan"]) == (2, "")
