@@ -124,7 +124,8 @@ def root(supplies: Path, wheel: Path) -> Path:
             install(new, wheel)
             run("chroot", new, "python3", "-m", "compileall", "-q", "/opt/osmoda/lib")
     packages = site_packages(place)
-    for old in (*packages.glob("osmoda"), *packages.glob("osmoda-*.dist-info")):
+    # pip replaces nothing that is there, nor the folder of scripts.
+    for old in (*packages.glob("osmoda"), *packages.glob("osmoda-*.dist-info"), *packages.glob("bin")):
         shutil.rmtree(old)
     install(place, wheel, "--no-deps")
     run("chroot", place, "python3", "-m", "compileall", "-q", f"/{packages.relative_to(place)}/osmoda")
