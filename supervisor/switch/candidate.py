@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -79,10 +78,10 @@ def proposed(asked: Asked, store: Store, search: Sequence[str]) -> Proposed:
     code = _folder(asked.code, store) if asked.code else now.code
     # The place is part of the unit, which has to be read for it; a profile that the unit names is used the first time.
     profile, at = (now.profile, now.profile_file) if not asked.profile else _profile(asked.profile)
-    unit = _read(name, files, None, search, asked.unit, confined=False)
+    unit = _read(store, name, files, None, search, asked.unit, confined=False)
     if profile is None and unit.osmoda.profile:
         profile, at = _profile(unit.osmoda.profile)
-    unit = _read(name, files, profile, search, asked.unit, confined=True)
+    unit = _read(store, name, files, profile, search, asked.unit, confined=True)
     _refuse_own_writes(unit, profile, at)
     content = Content(files, profile, code, _place(unit, code, asked.unit or f"{name}.service"), asked.note)
     return Proposed(name, content, baseline=baseline, snapshot=asked.snapshot)
@@ -165,13 +164,20 @@ def _profile(path_or_name: str) -> tuple[bytes | None, str]:
 
 
 def _read(
-    name: str, files: Mapping[str, bytes], profile: bytes | None, search: Sequence[str], shown: str, *, confined: bool
+    store: Store,
+    name: str,
+    files: Mapping[str, bytes],
+    profile: bytes | None,
+    search: Sequence[str],
+    shown: str,
+    *,
+    confined: bool,
 ) -> Unit:
     """The unit as it will be in a generation; with `confined`, also what it is confined to can be said.
 
     It is read from a folder of its own, before the others of the search path, as the engine will.
     """
-    with tempfile.TemporaryDirectory(prefix="osmoda-candidate-") as folder:
+    with store.scratch() as folder:
         own = dict(files)
         if profile is not None:
             own[f"{name}.service.d/{DROP_IN}"] = f"[X-Osmoda]\nProfile={folder}/profile.toml\n".encode()

@@ -1,6 +1,7 @@
 """Generations on disk.
 
     switch/lock                              held by whoever drives switches
+    switch/.scratch-*                        what is read before it becomes a generation
     switch/records/                          see `record`
     switch/agents/NAME/current               a link to generations/N: the one rename(2) that switches
     switch/agents/NAME/place                 the path at which the code is found; see `place`
@@ -25,6 +26,7 @@ import hashlib
 import json
 import os
 import re
+import tempfile
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9:_.@\\-]*\Z")
 _PARTS = ("unit", "profile.toml", "code")
 DROP_IN = "90-osmoda-generation.conf"
+_SCRATCH = ".scratch-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,8 +292,17 @@ class Store:
             removed.append(number)
         return removed
 
+    @contextlib.contextmanager
+    def scratch(self) -> Iterator[str]:
+        """A folder for files that are only read once; `clean` removes one that a killed process has left."""
+        with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=self.directory) as folder:
+            yield folder
+
     def clean(self) -> None:
         """Remove what a process that was killed has left half made or half removed. Raises OSError."""
+        for entry in os.listdir(self.directory):
+            if entry.startswith(_SCRATCH):
+                tree.remove(os.path.join(self.directory, entry))
         for entry in os.listdir(self.records):
             if entry.endswith(".new"):
                 os.unlink(os.path.join(self.records, entry))

@@ -229,9 +229,14 @@ def test_what_was_left_half_made_is_removed(store, code):
     tree.copy(str(code), str(generations / ".staging-2"), tree.Bounds(), sealed=True)
     (generations / ".removed-0").mkdir()
     Path(made.directory, "data.partial").mkdir()
-    store.clean()
+    with store.scratch() as scratch:
+        os.link(Path(made.directory, "manifest"), Path(scratch, "file"))
+        store.clean()
+        assert not os.path.exists(scratch)
+        os.mkdir(scratch)  # for the end of the block
     assert os.listdir(generations) == ["1"]
     assert sorted(os.listdir(made.directory)) == ["code", "manifest", "unit"]
+    assert sorted(os.listdir(store.directory)) == ["agents", "records"]
 
 
 # Records
