@@ -129,7 +129,7 @@ class NoCoreDumps(Operation):
     def describe(self) -> str:
         return (
             "no core dumps: to no file, and to no program of the host's that core_pattern names, unless the caller's "
-            "own hard limit of core files is 0"
+            'own hard limit of core files is 0; a socket that it names ("@") may still be given them'
         )
 
     def apply(self, setup: Setup) -> None:
