@@ -101,10 +101,11 @@ def _files(profile: Profile) -> list[str]:
 
 
 def _changed_since(files: Sequence[str], age: float) -> bool:
-    """Whether one of `files` was written since so many seconds; one that is gone was."""
+    """Whether one of `files` was written, or put in its place, since so many seconds; one that is gone was."""
     began = time.time() - age
     try:
-        return any(os.stat(path).st_mtime >= began for path in files)
+        # A file that is renamed or copied with its times into place has an old time of modification.
+        return any(max(status.st_mtime, status.st_ctime) >= began for status in map(os.stat, files))
     except OSError:
         return True
 

@@ -115,12 +115,14 @@ def test_a_unit_that_systemd_has_started_without_its_drop_in_has_no_tier(agent):
 def test_a_sandbox_that_was_started_before_its_files_changed_is_not_called_by_the_new_plan(agent, tmp_path):
     # A child of this process, which the name says has made it.
     with subprocess.Popen(["/usr/bin/cat"], stdin=subprocess.PIPE) as child:
-        one = Running(f"{os.getpid():x}-1", 1, "agent", child.pid, 0, "true", 8, 2, 1 << 20, 0.1, 0.0, age=0.5)
+        one = Running(f"{os.getpid():x}-1", 1, "agent", child.pid, 0, "true", 8, 2, 1 << 20, 0.1, 0.0, age=0.0)
         file = tmp_path / "agent.service"
         before = time.time() - 7200
         os.utime(file, (before, before))
         found = agent(os.getpid(), one)
         assert (found["tier"], found["notes"], len(found["plan"])) == (1, [], 64)
+        moved = agent(os.getpid(), replace(one, age=3600.0))
+        assert moved["plan"] == "", "its times are older than the sandbox, and it came after that"
         later = time.time() + 7200
         os.utime(file, (later, later))
         stale = agent(os.getpid(), one)
